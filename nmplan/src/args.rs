@@ -171,8 +171,9 @@ pub struct Plan {
 #[derive(Clone, Debug, Default, ClapArgs)]
 pub struct Allowed {
     /// Lets the plan break this rule, once, which the log keeps; one that it does not break is accepted too.
-    /// cut-off: a range may hold an address of the server; test=ID: that test, such as corp/test/web-to-db, may
-    /// fail (both need the admin role). Repeatable.
+    /// max-delete, max-nodes-changed, max-reach-lost: more than the project's guard allows; protect=ID: that
+    /// protected network, such as corp, may be deleted; cut-off: a range may hold an address of the server;
+    /// test=ID: that test, such as corp/test/web-to-db, may fail (the last two need the admin role). Repeatable.
     #[arg(long, value_name = "RULE", value_parser = str::parse::<Guard>)]
     pub allow: Vec<Guard>,
 }

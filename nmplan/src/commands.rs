@@ -283,6 +283,9 @@ impl<'a, C: ControlPlane> Run<'a, C> {
             ::schema::plan::plan(&loaded.declared, &owner, self.only.as_ref(), world, info, Timestamp::now());
         match planned {
             Ok(plan) => {
+                // What is about one network says nothing of all.
+                let guard = loaded.guard.as_ref().filter(|_| self.only.is_none());
+                let plan = plan.with_guard(guard, world);
                 let provenance = self.provenance(loaded);
                 let (provenance, unknown) = match provenance {
                     Ok(provenance) => (Some(provenance), None),
@@ -328,6 +331,12 @@ impl<'a, C: ControlPlane> Run<'a, C> {
         };
         let all = (&after.snapshot, &after.inventory);
         let mut findings = guard::check(&world.snapshot, all, &info.addresses, map);
+        // A plan that was just made says what it does; one that was saved may do something else by now.
+        let effect = || match loaded {
+            Some(_) => plan.effect(),
+            None => ::schema::plan::effect(world, &after, info),
+        };
+        findings.extend(guard::over_limits(&plan.owner(), world, &after.snapshot, effect));
         if with_all_tests {
             let changes =
                 |network: &NetworkName| plan.changes.iter().any(|change| change.id.network == *network);

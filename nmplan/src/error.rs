@@ -612,7 +612,8 @@ impl Error {
             Self::Problems { .. } => "`nmplan explain CODE` explains a code".into(),
             Self::Guarded { by } => {
                 let flags = by.iter().map(|guard| format!(" --allow {guard}")).collect::<String>();
-                format!("change the files; an admin can let it through once, with{flags}")
+                let who = if by.iter().any(Guard::needs_admin) { "an admin can" } else { "you can" };
+                format!("change the files; {who} let it through once, with{flags}")
             }
             Self::NotTakenBack { .. }
             | Self::Interrupted

@@ -8,6 +8,7 @@ use schema::compile::carrying::CarryingChange;
 use schema::diff::{self, Action, Change};
 use schema::impact::NodeImpact;
 use schema::judge::{Counterexample, Outcome, Verdict};
+use schema::limits::GuardChange;
 use schema::plan::{PendingChange, Plan, Summary};
 use schema::report::{Problem, Severity};
 use schema::scalars::NetworkName;
@@ -50,6 +51,8 @@ pub enum Event<'a> {
         /// The fields that change.
         fields: Vec<FieldChange<'a>>,
     },
+    /// The project's guard, by which the next apply is judged, changes.
+    GuardChange(&'a GuardChange),
     /// A node that is affected.
     NodeImpact(&'a NodeImpact),
     /// Nodes that reach each other only after the change, or only before it.
@@ -361,7 +364,7 @@ pub fn plan<'a>(plan: &'a Plan, summary: &'a Summary, declared: Places<'a, '_>) 
             because: reach.because.iter().map(declared_at).collect(),
         })
     });
-    let changes = plan.changes.iter().map(change);
+    let changes = plan.changes.iter().map(change).chain(plan.guard.iter().map(Event::GuardChange));
     let impact = plan.impact.iter().map(Event::NodeImpact);
     let tests = assertions(&plan.tests, declared);
     let carrying = plan.carrying.iter().map(Event::Carrying);

@@ -16,6 +16,7 @@ use std::thread;
 use schema::decode::{Declared, decode};
 use schema::document::Document;
 use schema::kinds::Kind;
+use schema::limits::Limits;
 use schema::project::{self, Env, ProjectFile, Var};
 use schema::report::{Code, Problem, Report, Severity, did_you_mean};
 use schema::rules;
@@ -64,6 +65,9 @@ pub struct Loaded {
     pub env: Name,
     /// The URL of the server, if anything names it.
     pub server: Option<String>,
+    /// The guard that the project file declares, without limits where it declares none. Absent: there is no
+    /// project file, so nothing is said of it.
+    pub guard: Option<Limits>,
     /// The resources; incomplete where the report has errors.
     pub declared: Declared,
     /// Every problem that was found.
@@ -196,6 +200,7 @@ struct Chosen {
     project: Option<Name>,
     env: Name,
     server: Option<String>,
+    guard: Option<Limits>,
     variables: Variables,
     /// The variables of the project that have no value.
     unset: Vec<Name>,
@@ -208,6 +213,7 @@ impl Chosen {
             project: place.project.clone(),
             env: place.env.clone().unwrap_or_else(|| "default".parse().expect("it is a good name")),
             server: server_over(place, None),
+            guard: None,
             variables: Variables::new(),
             unset: Vec::new(),
         }
@@ -236,6 +242,7 @@ fn of_project(
         project: Some(file.name.clone()),
         env: name.clone(),
         server: server_over(place, Some(env)),
+        guard: Some(file.guard.clone()),
         unset: file.vars.keys().filter(|name| !variables.contains_key(name.as_str())).cloned().collect(),
         variables,
     })
@@ -252,8 +259,8 @@ fn read(place: &Where, directory: PathBuf, chosen: Chosen, reading: Reading) -> 
     if declared.snapshot.is_empty() && !report.has_errors() && !place.allow_empty {
         report.push(nothing(&directory, declaring.len(), &passed));
     }
-    let Chosen { project, env, server, .. } = chosen;
-    Loaded { directory, project, env, server, declared, report, sources }
+    let Chosen { project, env, server, guard, .. } = chosen;
+    Loaded { directory, project, env, server, guard, declared, report, sources }
 }
 
 /// The URL of the server, without reading the declarations.

@@ -6,6 +6,7 @@
 mod carrying;
 mod difference;
 mod explanation;
+mod guard;
 mod history;
 mod impact;
 mod keys;
@@ -21,6 +22,7 @@ use schema::diff::Action;
 use schema::value::{Data, Value};
 
 pub use explanation::explanation;
+pub use guard::{guard, guards};
 pub use history::{HistoryEntry, RevisionState, history};
 pub use keys::tokens;
 pub use plan::{Shown, changes, plan};

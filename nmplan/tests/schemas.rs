@@ -55,6 +55,10 @@ fn workspace() -> Workspace {
     workspace
 }
 
+/// A project file with a guard.
+const GUARDED: &str =
+    "project \"other\" schema=1\nguard max-delete=3 max-reach-lost=\"5% or 1\"\nenv \"default\"\n";
+
 #[test]
 fn a_saved_plan_fits_its_schema() {
     let plan = workspace().nmplan("plan -C @after --project acme --format json");
@@ -64,6 +68,12 @@ fn a_saved_plan_fits_its_schema() {
     }
     fits(&self::plan(), &plan);
     assert!(plan.get("provenance").is_none(), "there is no repository");
+    let other = workspace();
+    other.write("guarded/nmplan.kdl", GUARDED);
+    other.write("guarded/a.kdl", "network \"lab\" ipv4=\"10.50.0.0/24\"");
+    let plan: Value = serde_json::from_str(&other.nmplan("plan -C @guarded --format json").stdout).unwrap();
+    assert_eq!(plan["guard"]["after"]["max-reach-lost"], "5% or 1");
+    fits(&self::plan(), &plan);
     let quickstart = Workspace::new(World { epoch: 7, ..World::default() });
     git2::Repository::init(quickstart.path("")).unwrap();
     quickstart.write("corp.kdl", "network \"corp\" ipv4=\"10.40.0.0/16\"");
@@ -95,6 +105,8 @@ fn every_event_fits_its_schema() {
         world.inventory.put_pending("corp".parse().unwrap(), identity, waits);
     });
     workspace.server.set_nodes(vec![online("gw", Some(schema::snapshot::Revision(99)))]);
+    workspace.write("guarded/nmplan.kdl", GUARDED);
+    workspace.write("guarded/a.kdl", "network \"lab\" ipv4=\"10.50.0.0/24\"");
     let known = events();
     let mut types = std::collections::BTreeSet::new();
     for line in [
@@ -104,6 +116,7 @@ fn every_event_fits_its_schema() {
         "plan -C @before -f /dev/null --project acme --json".into(),
         "plan -C @carried --project acme --json".into(),
         "plan -C @after --project acme --json".into(),
+        "plan -C @guarded --json".into(),
         "apply -C @after --project acme --json -y --keys-to @keys.json --wait".into(),
         "plan -C @after --project acme --json --network nowhere".into(),
     ] {

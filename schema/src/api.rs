@@ -17,10 +17,12 @@ use crate::diff::Change;
 use crate::guard::Guard;
 use crate::inventory::{Admission, Inventory, KeyStatus, NodeId, NodeProblem};
 use crate::kinds::{AccessKey, Egress, Node, Relay};
+use crate::limits::GuardChange;
 use crate::plan::Plan;
 use crate::published::Time;
 use crate::scalars::{Fingerprint, Identity, Name, Verifier, WireGuardKey};
 use crate::snapshot::{Owner, Provenance, ResourceId, Revision, Snapshot};
+use crate::subject::Subject;
 
 /// A request to apply a plan, in the form that `nmplan plan --format json` prints.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -102,6 +104,9 @@ pub struct LogEntry {
     pub allowed: BTreeSet<Guard>,
     /// What changed among the declarations.
     pub changes: Vec<Change>,
+    /// The guards that changed, by project and env.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub guards: BTreeMap<Owner, GuardChange>,
     /// The nodes that joined, left or changed, whose host was barred or may join again, or that carry something
     /// else; the external clients that changed; and the hosts that began or ceased to wait, by the name that they
     /// asked for.
@@ -328,11 +333,11 @@ pub struct Finding {
     pub help: Option<String>,
 }
 
-/// A resource that has changed since the plan that changes it was made, with what is known of that.
+/// What has changed since the plan that depends on it was made, with what is known of that.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Moved {
-    /// The resource.
-    pub id: ResourceId,
+    /// The resource, or the guard.
+    pub id: Subject,
     /// Its current revision; 0: it is gone.
     pub revision: Revision,
     /// Who changed it last.

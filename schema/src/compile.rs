@@ -711,6 +711,8 @@ impl Mesh {
             node_limit: _,
             check_in,
             address_quarantine: _,
+            // It is the server's to heed, when the network would be deleted.
+            protect: _,
             manual_approval: _,
         } = &*self.network;
         let with_prefix = |address: &IpAddr| {

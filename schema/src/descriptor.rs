@@ -13,6 +13,8 @@ pub struct Descriptor {
     pub word: &'static str,
     /// The key of its collection in YAML: `access-keys`.
     pub plural: &'static str,
+    /// Whether its objects have names; if not, there is at most one of it, which is written without.
+    pub named: bool,
     /// The word of the kind that holds it; absent: it is at the top of a file.
     pub within: Option<&'static str>,
     /// The set of names that it shares with other kinds: in one network no two objects of one namespace have

@@ -24,6 +24,7 @@ use crate::impact::{self, NodeImpact};
 use crate::inventory::{Inventory, NodeId, PendingNode};
 use crate::judge::{self, Verdict};
 use crate::kinds::{AccessKey, ExternalClient, Ingress, Kind, Node};
+use crate::limits::{Effect, GuardChange, Limits};
 use crate::published::Time;
 use crate::report::{Code, Problem, Report};
 use crate::rules;
@@ -31,6 +32,7 @@ use crate::rules::endpoints::{self, Meshes};
 use crate::rules::source_map::SourceMap;
 use crate::scalars::{Fingerprint, Identity, Name, NetworkName};
 use crate::snapshot::{Entry, Owner, Provenance, ResourceId, Revision, Snapshot};
+use crate::subject::Subject;
 use crate::value::{Data, Step, Value};
 use crate::world::{ServerInfo, World};
 
@@ -48,7 +50,7 @@ pub struct Plan {
     #[schemars(extend("const" = FORMAT))]
     pub format: String,
     /// The identity of the plan: SHA-256 over the canonical JSON (RFC 8785) of server id, project, env,
-    /// changes, base_revisions and binds.
+    /// changes, base_revisions, binds and, where it is there, guard.
     #[schemars(regex(pattern = "^[0-9a-f]{64}$"))]
     pub digest: String,
     /// The project of the declarations.
@@ -65,6 +67,9 @@ pub struct Plan {
     /// than before; where none has, the hosts that wait and are approved. A declaration without either has no
     /// entry, which is a precondition as well.
     pub binds: Vec<Bind>,
+    /// What becomes of the project's guard, by which the next apply is judged; absent: it stays as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guard: Option<GuardChange>,
     /// What the plan changes for each node that it affects.
     pub impact: Vec<NodeImpact>,
     /// Pairs of nodes that gain or lose the ability to reach each other.
@@ -219,6 +224,7 @@ pub fn plan(
         server: PlannedServer { id: server.id.clone(), epoch: world.epoch, revision: world.revision },
         base_revisions: changes.iter().map(|change| (change.id.clone(), revision(&change.id))).collect(),
         binds: binds(&changes, &world.inventory),
+        guard: None,
         applyable: !changes.is_empty(),
         provenance: None,
         changes,
@@ -490,6 +496,17 @@ fn effects(before: &World, after: &Outcome, server: &ServerInfo) -> Effects {
     effects
 }
 
+/// How much a change of the declarations does to nodes and to who reaches whom: what the plan of it says.
+pub fn effect(before: &World, after: &Outcome, server: &ServerInfo) -> Effect {
+    let Effects { impact, pairs, .. } = effects(before, after, server);
+    Effect { nodes_changed: nodes_changed(&impact), reach_lost: pairs.lost }
+}
+
+/// How many nodes are affected, other than by their filter alone.
+fn nodes_changed(impact: &[NodeImpact]) -> u64 {
+    impact.iter().filter(|impact| !impact.is_filter_alone()).count() as u64
+}
+
 /// The changes that a change of reachability may follow from: those of its rule, or of a node that it names, or else
 /// those of what is of importance to all, the nearest first.
 fn causes(reach: &ReachChange, changes: &[Change]) -> Vec<ResourceId> {
@@ -529,8 +546,8 @@ fn causes(reach: &ReachChange, changes: &[Change]) -> Vec<ResourceId> {
 
 impl Plan {
     /// The digest of what the plan does: SHA-256, in hexadecimal, over the canonical JSON (RFC 8785) of the
-    /// server, the project and env, the changes, the revisions that they are based on and the identities that
-    /// they bind.
+    /// server, the project and env, the changes, the revisions that they are based on, the identities that
+    /// they bind and, where it changes, the guard.
     ///
     /// The commit, the time and the version of the tool are not part of it, so it survives a merge.
     pub fn digest_now(&self) -> String {
@@ -542,12 +559,38 @@ impl Plan {
             changes: &'a [Change],
             base_revisions: &'a BTreeMap<ResourceId, Revision>,
             binds: &'a [Bind],
+            #[serde(skip_serializing_if = "Option::is_none")]
+            guard: Option<&'a GuardChange>,
         }
-        let Self { server, project, env, changes, base_revisions, binds, .. } = self;
+        let Self { server, project, env, changes, base_revisions, binds, guard, .. } = self;
+        let (server, guard) = (server.id.as_str(), guard.as_ref());
         let canonical =
-            serde_jcs::to_vec(&Meant { server: &server.id, project, env, changes, base_revisions, binds });
+            serde_jcs::to_vec(&Meant { server, project, env, changes, base_revisions, binds, guard });
         let bytes = Sha256::digest(canonical.expect("a plan can be written as JSON"));
         bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// The same plan, with what becomes of the guard that the server has stored for the project. `declared` is
+    /// what the project file says, where there is one; absent: what is stored stays. A project that manages
+    /// nothing afterwards has none.
+    #[must_use]
+    pub fn with_guard(mut self, declared: Option<&Limits>, world: &World) -> Self {
+        let owner = self.owner();
+        let before = world.guards.of(&owner).map(|guard| guard.limits.clone());
+        let wanted = declared.cloned().or_else(|| before.clone()).filter(|limits| !limits.is_empty());
+        let after = wanted.filter(|_| self.leaves_anything(&owner, &world.snapshot));
+        self.guard = (before != after).then_some(GuardChange { before, after });
+        self.applyable = !self.changes.is_empty() || self.guard.is_some();
+        self.digest = self.digest_now();
+        self
+    }
+
+    /// Whether its project manages anything afterwards.
+    fn leaves_anything(&self, owner: &Owner, observed: &Snapshot) -> bool {
+        let deleted: BTreeSet<_> =
+            self.changes.iter().filter(|change| change.after.is_none()).map(|change| &change.id).collect();
+        self.changes.iter().any(|change| change.after.is_some())
+            || observed.managed_by(owner).any(|(id, _)| !deleted.contains(id))
     }
 
     /// The owner of what it declares.
@@ -555,17 +598,22 @@ impl Plan {
         Owner { project: self.project.clone(), env: self.env.clone() }
     }
 
+    /// How much it does to nodes and to who reaches whom, as it says.
+    pub fn effect(&self) -> Effect {
+        Effect { nodes_changed: nodes_changed(&self.impact), reach_lost: self.pairs.lost }
+    }
+
     /// A summary of it.
     pub fn summary(&self) -> Summary {
         let actions = |action| self.changes.iter().filter(|change| change.action == action).count() as u64;
         let clients = |outcome| self.clients.iter().filter(|client| client.outcome == outcome).count() as u64;
-        let filters_changed = self.impact.iter().filter(|impact| impact.is_filter_alone()).count();
+        let nodes_changed = nodes_changed(&self.impact);
         Summary {
             create: actions(Action::Create),
             update: actions(Action::Update),
             delete: actions(Action::Delete),
-            nodes_changed: (self.impact.len() - filters_changed) as u64,
-            filters_changed: filters_changed as u64,
+            nodes_changed,
+            filters_changed: self.impact.len() as u64 - nodes_changed,
             clients_anew: clients(ClientOutcome::Anew),
             clients_cut_off: clients(ClientOutcome::CutOff),
             reach_gained: self.pairs.gained,
@@ -576,22 +624,28 @@ impl Plan {
         }
     }
 
-    /// The resources that have changed since the plan was made, each with its current revision.
-    pub fn stale(&self, world: &World) -> Vec<(ResourceId, Revision)> {
+    /// What the plan depends on and has changed since it was made, each with its current revision; 0: it is gone.
+    pub fn stale(&self, world: &World) -> Vec<(Subject, Revision)> {
         let now = |id: &ResourceId| world.snapshot.entry(id).map_or(Revision(0), |entry| entry.revision);
         let mut stale: Vec<_> = self
             .base_revisions
             .iter()
             .filter(|(id, was)| now(id) != **was)
-            .map(|(id, _)| (id.clone(), now(id)))
+            .map(|(id, _)| (id.clone().into(), now(id)))
             .collect();
         let bound: BTreeMap<_, _> =
             self.binds.iter().map(|bind| (&bind.id, (bind.identity, bind.pending))).collect();
         for change in self.changes.iter().filter(|change| concerns_a_node(change)) {
             let now = bind(change, &world.inventory).map(|bind| (bind.identity, bind.pending));
             if now != bound.get(&change.id).copied() {
-                stale.push((change.id.clone(), world.revision));
+                stale.push((change.id.clone().into(), world.revision));
             }
+        }
+        let owner = self.owner();
+        let stored = world.guards.of(&owner);
+        if self.guard.as_ref().is_some_and(|it| it.before.as_ref() != stored.map(|guard| &guard.limits)) {
+            let revision = stored.map_or(Revision(0), |guard| guard.revision);
+            stale.push((Subject::Guard(owner), revision));
         }
         stale
     }

@@ -1,4 +1,5 @@
-//! The project file: what the project is called, and for each env the server, the files and the variables.
+//! The project file: what the project is called, how much one apply may do, and for each env the server, the
+//! files and the variables.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,6 +8,7 @@ use schema_derive::Describe;
 use crate::attribute::{Bounded, Describe, Mismatch, read};
 use crate::descriptor::{Descriptor, with_article};
 use crate::document::Document;
+use crate::limits::Limits;
 use crate::report::{Code, Problem, Report, did_you_mean};
 use crate::scalars::{Name, Scalar};
 use crate::value::{Location, SourceId, Span, Step};
@@ -44,14 +46,20 @@ pub struct Env {
 }
 
 /// The kinds that a project file may hold.
-pub const DESCRIPTORS: &[&Descriptor] =
-    &[<Project as Describe>::DESCRIPTOR, <Var as Describe>::DESCRIPTOR, <Env as Describe>::DESCRIPTOR];
+pub const DESCRIPTORS: &[&Descriptor] = &[
+    <Project as Describe>::DESCRIPTOR,
+    <Limits as Describe>::DESCRIPTOR,
+    <Var as Describe>::DESCRIPTOR,
+    <Env as Describe>::DESCRIPTOR,
+];
 
 /// A project file as it was read.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ProjectFile {
     /// The project's name.
     pub name: Name,
+    /// Its guard; the default if it has none: without limits.
+    pub guard: Limits,
     /// Its variables.
     pub vars: BTreeMap<Name, Var>,
     /// Its envs.
@@ -62,6 +70,7 @@ pub struct ProjectFile {
 pub fn decode(documents: &[Document]) -> (Option<ProjectFile>, Report) {
     let mut reader = Reader { report: Report::default(), places: BTreeMap::new() };
     let projects: BTreeMap<Name, Project> = reader.all(documents);
+    let guard = reader.all(documents).into_values().next().unwrap_or_default();
     let (vars, envs): (BTreeMap<Name, Var>, BTreeMap<Name, Env>) =
         (reader.all(documents), reader.all(documents));
     let first =
@@ -88,7 +97,7 @@ pub fn decode(documents: &[Document]) -> (Option<ProjectFile>, Report) {
         let problem = Problem::new(Code::ProjectSchema, message).at(at);
         reader.report.push(problem.help("use a newer nmplan".to_owned()));
     }
-    (Some(ProjectFile { name, vars, envs }), reader.report)
+    (Some(ProjectFile { name, guard, vars, envs }), reader.report)
 }
 
 /// Reports the variables that have no value in an env: no default, none from the env, and none, by the names
@@ -134,8 +143,11 @@ impl Reader {
                 }
             };
             if let Some(first) = self.places.insert((T::WORD, name.clone()), at) {
-                let problem =
-                    Problem::new(Code::DuplicateResource, format!("{} {name} is defined twice", T::WORD));
+                let what = match document.descriptor.named {
+                    true => format!("{} {name}", T::WORD),
+                    false => format!("the {}", T::WORD),
+                };
+                let problem = Problem::new(Code::DuplicateResource, format!("{what} is defined twice"));
                 let problem = problem.at(at).see(Some(first), "defined here first");
                 self.report.push(problem.help("keep one of the two".to_owned()));
                 continue;

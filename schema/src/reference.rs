@@ -89,8 +89,14 @@ fn section(kind: &Descriptor, example: &str) -> String {
     let place =
         within.map_or("at the top of a file".to_owned(), |holder| format!("inside {}", with_article(holder)));
     let mut text = format!("## {word}\n\n{doc}\n\n");
-    text +=
-        &format!("It is written {place}: in KDL as `{word} \"NAME\"`, in YAML as an entry of `{plural}`. ");
+    text += &match kind.named {
+        true => {
+            format!("It is written {place}: in KDL as `{word} \"NAME\"`, in YAML as an entry of `{plural}`. ")
+        }
+        false => {
+            format!("It is written {place}, once and without a name: in KDL and in YAML as `{word}`. ")
+        }
+    };
     text += &format!("[{example}]({example}) shows every field.\n\n");
     text + &table(fields) + &records(word, fields)
 }
@@ -198,6 +204,9 @@ fn collections(holder: Option<&str>, kinds: &[&Descriptor]) -> Map<String, Json>
     let inside = kinds.iter().filter(|kind| kind.within == holder);
     let collection = |kind: &&Descriptor| {
         let object = json!({ "$ref": format!("#/$defs/{}", kind.word) });
+        if !kind.named {
+            return (kind.plural.to_owned(), object);
+        }
         let names =
             json!({ "anyOf": [{ "type": "string" }, { "type": "array", "items": { "type": "string" } }] });
         let by_name = json!({ "type": ["object", "null"], "additionalProperties": object });

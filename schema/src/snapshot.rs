@@ -104,6 +104,16 @@ impl Snapshot {
         self.entries.iter()
     }
 
+    /// The resources that a project manages, by id.
+    pub fn managed_by<'a>(&'a self, owner: &'a Owner) -> impl Iterator<Item = (&'a ResourceId, &'a Entry)> {
+        self.entries.iter().filter(move |(_, entry)| entry.owner.as_ref() == Some(owner))
+    }
+
+    /// Whether a project manages anything.
+    pub fn manages(&self, owner: &Owner) -> bool {
+        self.managed_by(owner).next().is_some()
+    }
+
     /// How many resources there are.
     pub fn len(&self) -> usize {
         self.entries.len()

@@ -12,6 +12,7 @@ use crate::decode::decode_body;
 use crate::inventory::{
     Away, Barred, ClientStatus, Inventory, Joined, KeyStatus, NodeId, PendingNode, Quarantined,
 };
+use crate::limits::{GuardChange, Guards, Limits, StoredGuard};
 use crate::published::Body;
 use crate::report::Report;
 use crate::scalars::{Identity, Name, NetworkName};
@@ -30,6 +31,8 @@ pub struct World {
     pub snapshot: Snapshot,
     /// What has joined, and the state of keys and addresses.
     pub inventory: Inventory,
+    /// The guards by which the next apply of each project is judged.
+    pub guards: Guards,
 }
 
 impl ServerInfo {
@@ -73,6 +76,9 @@ pub struct WorldDocument {
     /// The name servers that members are given for the names of their networks.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub resolvers: BTreeSet<IpAddr>,
+    /// The guards by which the next apply of each project is judged.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub guards: Vec<GuardDocument>,
 }
 
 /// A resource, who manages it, and the revision that wrote it.
@@ -193,7 +199,30 @@ pub struct CarriedDocument {
     pub egress: Name,
 }
 
+/// The guard by which the next apply of a project is judged.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "StoredGuard")]
+pub struct GuardDocument {
+    /// The project and env.
+    pub owner: Owner,
+    /// The revision that stored it.
+    pub revision: Revision,
+    /// Its limits.
+    pub limits: Limits,
+}
+
 impl World {
+    /// Stores the guard that an apply of a project declares, where it changes it, and removes those of projects
+    /// that manage nothing any more. The revision is that of the apply.
+    pub fn settle_guards(&mut self, owner: Owner, change: Option<&GuardChange>, revision: Revision) {
+        if let Some(GuardChange { before: _, after }) = change {
+            let limits = after.clone().unwrap_or_default();
+            self.guards.put(owner, StoredGuard { revision, limits });
+        }
+        self.guards.settle(&self.snapshot);
+    }
+
     /// What [`compile`](crate::compile) makes Views of: the declarations, and what has joined.
     pub fn parts(&self) -> (&Snapshot, &Inventory) {
         (&self.snapshot, &self.inventory)
@@ -242,6 +271,11 @@ impl World {
             away: away.clone(),
         };
         let carried = |id: &NodeId| CarriedDocument { network: id.network.clone(), egress: id.name.clone() };
+        let guard = |(owner, guard): (&Owner, &StoredGuard)| GuardDocument {
+            owner: owner.clone(),
+            revision: guard.revision,
+            limits: guard.limits.clone(),
+        };
         let keys = self
             .inventory
             .keys()
@@ -259,6 +293,7 @@ impl World {
             away: self.inventory.away().map(away).collect(),
             carried: self.inventory.carried().map(carried).collect(),
             resolvers: self.inventory.resolvers().clone(),
+            guards: self.guards.iter().map(guard).collect(),
         }
     }
 }
@@ -296,6 +331,9 @@ impl WorldDocument {
             world.inventory.set_carried(NodeId::of(network, egress), true);
         }
         world.inventory.set_resolvers(self.resolvers.clone());
+        for GuardDocument { owner, revision, limits } in &self.guards {
+            world.guards.put(owner.clone(), StoredGuard { revision: *revision, limits: limits.clone() });
+        }
         Ok(world)
     }
 }

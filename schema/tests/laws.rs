@@ -12,13 +12,17 @@ use proptest::test_runner::TestRunner;
 
 use schema::decode::{Declared, decode, decode_body};
 use schema::diff::diff;
+use schema::guard::{self, Guard};
 use schema::inventory::{Away, NodeId};
 use schema::kinds::{Egress, Kind};
-use schema::plan::{Plan, plan};
+use schema::limits::{Limits, StoredGuard};
+use schema::plan::{self, Plan, plan};
 use schema::report::Code;
 use schema::rules;
+use schema::scalars::Limit;
 use schema::snapshot::{Entry, Owner, Revision, Snapshot};
 use schema::source_map::SourceMap;
+use schema::subject::Subject;
 use schema::syntax::{Language, Source, parse, print};
 use schema::value::{Data, SourceId, Value};
 use schema::world::{World, WorldDocument};
@@ -59,6 +63,20 @@ fn planned(world: &World, next: &Snapshot, moment: &Moment) -> Option<Plan> {
             None
         }
     }
+}
+
+/// Guards, of which many leave something without a limit.
+fn guards() -> impl Strategy<Value = Limits> {
+    let limit = || {
+        let texts = ["0", "1", "3", "0%", "10%", "50%", "100%", "25% or 1"];
+        prop::option::of(select(texts.to_vec()).prop_map(|text| text.parse::<Limit>().unwrap()))
+    };
+    let limits = (limit(), limit(), limit());
+    limits.prop_map(|(max_delete, max_nodes_changed, max_reach_lost)| Limits {
+        max_delete,
+        max_nodes_changed,
+        max_reach_lost,
+    })
 }
 
 fn read(text: &str, language: Language) -> Snapshot {
@@ -125,13 +143,59 @@ proptest! {
             let mut moved = world.clone();
             let entry = world.snapshot.entry(id).or(next.entry(id)).unwrap();
             moved.snapshot.put(id.clone(), Entry { revision: Revision(1_000), ..entry.clone() });
-            prop_assert_eq!(plan.stale(&moved), [(id.clone(), Revision(1_000))]);
+            prop_assert_eq!(plan.stale(&moved), [(id.clone().into(), Revision(1_000))]);
         }
     }
 
     #[test]
-    fn a_saved_plan_reads_back_with_the_digest_that_it_states((moment, next) in edits()) {
-        let Some(plan) = planned(&managed(&moment.world), &next, &moment) else { return Ok(()) };
+    fn a_server_judges_an_apply_as_its_plan_was_judged_by_the_guard_before(
+        (moment, next) in edits(), stored in guards(), declared in prop::option::of(guards())
+    ) {
+        let mut world = managed(&moment.world);
+        world.guards.put(owner(), StoredGuard { revision: world.revision, limits: stored.clone() });
+        world.guards.settle(&world.snapshot);
+        let Some(plan) = planned(&world, &next, &moment) else { return Ok(()) };
+        let without = plan.digest.clone();
+        let plan = plan.with_guard(declared.as_ref(), &world);
+        prop_assert_eq!(plan.digest == without, plan.guard.is_none(), "what does not change is no part of it");
+        let outcome = plan.apply(&world, &server(), moment.now).unwrap();
+        let effect = plan::effect(&world, &outcome, &server());
+        prop_assert_eq!(plan.effect(), effect);
+        let summary = plan.summary();
+        prop_assert_eq!((summary.nodes_changed, summary.reach_lost), (effect.nodes_changed, effect.reach_lost));
+        let judged = |after: &Snapshot, effect| {
+            let findings = guard::over_limits(&owner(), &world, after, || effect);
+            findings.into_iter().map(|it| (it.guard, it.problem.message)).collect::<Vec<_>>()
+        };
+        let by_server = judged(&outcome.snapshot, effect);
+        prop_assert_eq!(&judged(&next, plan.effect()), &by_server);
+        let first = world.snapshot.is_empty();
+        let over = |limit: Option<Limit>, does, of| limit.is_some_and(|limit| does > limit.of(of)) && !first;
+        let deletes = over(stored.max_delete, summary.delete, world.snapshot.len() as u64);
+        prop_assert_eq!(by_server.iter().any(|(guard, _)| *guard == Guard::MaxDelete), deletes);
+        let nodes = over(stored.max_nodes_changed, effect.nodes_changed, world.inventory.nodes().count() as u64);
+        prop_assert_eq!(by_server.iter().any(|(guard, _)| *guard == Guard::MaxNodesChanged), nodes);
+
+        let revision = Revision(world.revision.0 + 1);
+        let mut after = World { revision, snapshot: outcome.snapshot, inventory: outcome.inventory, ..world.clone() };
+        after.settle_guards(owner(), plan.guard.as_ref(), revision);
+        let is = after.guards.of(&owner()).map(|guard| guard.limits.clone());
+        let kept = declared.clone().unwrap_or(stored).is_empty() || next.is_empty();
+        prop_assert_eq!(is.is_none(), kept || declared.is_none() && first);
+        let again = planned(&after, &next, &moment).unwrap().with_guard(declared.as_ref(), &after);
+        prop_assert!(!again.applyable && again.guard.is_none(), "{:?}", again.guard);
+        if plan.guard.is_some() {
+            prop_assert_eq!(plan.stale(&world), []);
+            let now = is.map_or(Revision(0), |_| revision);
+            prop_assert!(plan.stale(&after).contains(&(Subject::Guard(owner()), now)));
+        }
+    }
+
+    #[test]
+    fn a_saved_plan_reads_back_with_the_digest_that_it_states((moment, next) in edits(), guard in guards()) {
+        let world = managed(&moment.world);
+        let Some(plan) = planned(&world, &next, &moment) else { return Ok(()) };
+        let plan = plan.with_guard(Some(&guard), &world);
         let back: Plan = serde_json::from_str(&serde_json::to_string(&plan).unwrap()).unwrap();
         prop_assert_eq!(&back, &plan);
         prop_assert_eq!(back.digest_now(), plan.digest);
@@ -163,7 +227,7 @@ proptest! {
     }
 
     #[test]
-    fn bodies_and_worlds_survive_their_json(moment in worlds()) {
+    fn bodies_and_worlds_survive_their_json(moment in worlds(), guard in guards()) {
         for (id, entry) in moment.world.snapshot.entries() {
             let json = serde_jcs::to_string(&entry.object.body()).unwrap();
             let body: Value = serde_json::from_str(&json).unwrap();
@@ -178,6 +242,7 @@ proptest! {
             world.inventory.set_carried(id.node(), true);
         }
         world.inventory.set_resolvers(["10.40.0.53".parse().unwrap()].into());
+        world.guards.put(owner(), StoredGuard { revision: Revision(3), limits: guard });
         let json = serde_json::to_string(&world.document(server())).unwrap();
         let back: WorldDocument = serde_json::from_str(&json).unwrap();
         prop_assert_eq!(back.world().unwrap(), World { epoch: 1, ..world });

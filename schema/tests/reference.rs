@@ -188,6 +188,37 @@ fn what_users_may_write_fits_the_schema_of_files_and_other_words_do_not() {
 }
 
 #[test]
+fn a_kind_without_a_name_is_written_alone_in_either_language() {
+    let schema = file_schema(project::DESCRIPTORS);
+    let misfits = |text: &str| misfits(&schema, &serde_yaml::from_str(text).unwrap());
+    for (text, fits) in [
+        ("guard: { max-delete: 5% or 3, max-nodes-changed: 25%, max-reach-lost: 0 }", true),
+        ("guard:", true),
+        ("guard: { one: { max-delete: 3 } }", false),
+        ("guard: [one]", false),
+        ("guard: { max-delete: [3] }", false),
+    ] {
+        assert_eq!(misfits(text).is_empty(), fits, "{text}");
+    }
+    let parsed = |text: &str, language| {
+        let source = Source { name: "nmplan".into(), text: text.into(), language };
+        let (documents, report) = parse(&source, SourceId(0), project::DESCRIPTORS);
+        assert!(report.is_empty(), "{report:#?}");
+        documents
+    };
+    let text = "project \"acme\" schema=1\nguard max-delete=\"5% or 3\" { max-reach-lost 0; }\nenv \"dev\"\n";
+    let documents = parsed(text, Language::Kdl);
+    let file = project::decode(&documents).0.unwrap();
+    assert_eq!(serde_json::to_string(&file.guard).unwrap(), r#"{"max-delete":"5% or 3","max-reach-lost":0}"#);
+    for language in [Language::Kdl, Language::Yaml] {
+        let again = parsed(&print(&documents, language), language);
+        assert_eq!(project::decode(&again).0.unwrap(), file, "{language:?}");
+    }
+    let without = parsed("project: { acme: { schema: 1 } }", Language::Yaml);
+    assert!(project::decode(&without).0.unwrap().guard.is_empty());
+}
+
+#[test]
 fn the_quickstart_fits_the_schema_of_files() {
     let (_, text) = example("quickstart-yaml/mesh.yaml");
     assert_eq!(file_misfits(&text.unwrap()), [""; 0]);

@@ -289,6 +289,7 @@ fn batch(hash: &ChainHash, before: &World, after: &World, changed: &Changed, aud
         provenance,
         allowed,
         changes: diff(&before.snapshot, &after.snapshot),
+        guards: before.guards.changes(&after.guards),
         nodes: [
             before.inventory.changed_bars(&after.inventory),
             before.inventory.changed_away(&after.inventory),

@@ -266,7 +266,7 @@ impl Service {
 
     fn status_of(&self, caller: &Caller) -> StatusDocument {
         let state = self.state();
-        let World { epoch, revision, snapshot, inventory } = &*state.world;
+        let World { epoch, revision, snapshot, inventory, guards: _ } = &*state.world;
         let mut ids: BTreeSet<NodeId> = inventory.nodes().map(|(id, _)| id.clone()).collect();
         for (network, _) in snapshot.networks() {
             let declared = snapshot.all_in::<Node>(network);

@@ -220,6 +220,7 @@ fn own_entry(action: &str) -> LogEntry {
         provenance: None,
         allowed: BTreeSet::new(),
         changes: Vec::new(),
+        guards: BTreeMap::new(),
         nodes: Vec::new(),
         hash: None,
     }
@@ -493,6 +494,7 @@ mod conformance {
             provenance: None,
             allowed: BTreeSet::new(),
             changes: Vec::new(),
+            guards: BTreeMap::new(),
             nodes: Vec::new(),
             hash: None,
         }

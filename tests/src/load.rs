@@ -179,6 +179,7 @@ pub fn seed(directory: &Path, nodes: u32, declared: &[Value]) {
         provenance: None,
         allowed: Default::default(),
         changes: Vec::new(),
+        guards: Default::default(),
         nodes: after.inventory.nodes().map(|(id, _)| id.clone()).collect(),
         hash: None,
     };

@@ -16,6 +16,7 @@ use schema::kinds::AccessKey;
 use schema::plan::{FORMAT, Plan};
 use schema::scalars::{Name, Seconds};
 use schema::snapshot::{ResourceId, Revision, Snapshot};
+use schema::subject::Subject;
 use schema::text::{count, path as shown};
 use schema::world::{ServerInfo, World};
 use tokio::time::Instant;
@@ -216,7 +217,7 @@ fn check_server(plan: &Plan, info: &ServerInfo, path: &Path) -> Result<(), Error
 /// changed the resources that it depends on: who, and when.
 async fn why_stale<C: ControlPlane>(
     plan: &Plan,
-    stale: Vec<(ResourceId, Revision)>,
+    stale: Vec<(Subject, Revision)>,
     world: &World,
     server: &C,
 ) -> Result<Error, Error> {
@@ -229,7 +230,7 @@ async fn why_stale<C: ControlPlane>(
     }
     if let Some(LogEntry { revision, actor, time, .. }) =
         log.values().find(|entry| entry.digest.as_ref() == Some(&plan.digest))
-        && is_in_effect(plan, &world.snapshot)
+        && is_in_effect(plan, world)
     {
         return Ok(Error::AppliedBefore { revision: *revision, actor: actor.clone(), time: *time });
     }
@@ -240,15 +241,17 @@ async fn why_stale<C: ControlPlane>(
     Ok(Error::Stale(moved.collect()))
 }
 
-/// Whether each resource that a plan changes is as the plan leaves it.
-fn is_in_effect(plan: &Plan, snapshot: &Snapshot) -> bool {
+/// Whether each resource that a plan changes, and the guard if it does, is as the plan leaves it.
+fn is_in_effect(plan: &Plan, World { snapshot, guards, .. }: &World) -> bool {
+    let stored = guards.of(&plan.owner()).map(|guard| &guard.limits);
     let owner = Some(plan.owner());
-    plan.changes.iter().all(|change| match (&change.after, snapshot.entry(&change.id)) {
-        (None, found) => found.is_none(),
-        (Some(_), None) => false,
-        (Some(body), Some(found)) => decode_body(&change.id, body)
-            .is_ok_and(|entry| entry.object == found.object && found.owner == owner),
-    })
+    plan.guard.as_ref().is_none_or(|guard| guard.after.as_ref() == stored)
+        && plan.changes.iter().all(|change| match (&change.after, snapshot.entry(&change.id)) {
+            (None, found) => found.is_none(),
+            (Some(_), None) => false,
+            (Some(body), Some(found)) => decode_body(&change.id, body)
+                .is_ok_and(|entry| entry.object == found.object && found.owner == owner),
+        })
 }
 
 /// Shows the plan: on standard output, unless that is for tokens.

@@ -41,7 +41,9 @@ async fn newest<C: ControlPlane>(run: &mut Run<'_, C>) -> Result<Exit, Error> {
         serde_json::to_string(&world.document(info)).expect("a world can be written as JSON") + "\n"
     } else {
         let keys = key_states(&world.snapshot, &world.inventory, Timestamp::now());
-        render::declared(&world.snapshot, &keys, server.name(), world.revision, run.console.columns)
+        let columns = run.console.columns;
+        render::declared(&world.snapshot, &keys, server.name(), world.revision, columns)
+            + &render::guards(&world.guards, columns)
     };
     run.console.stdout(&text)?;
     Ok(Exit::Done)
@@ -73,6 +75,7 @@ fn text_of(entry: &LogEntry, full: bool) -> String {
         provenance,
         allowed,
         changes,
+        guards,
         nodes,
         apply_id: _,
         hash,
@@ -92,6 +95,9 @@ fn text_of(entry: &LogEntry, full: bool) -> String {
     }
     text.extend(allowed.iter().map(|guard| format!("let through the rule {guard}\n")));
     text += &render::changes(changes, full);
+    text.extend(
+        guards.iter().map(|(owner, change)| format!("\nguard of {owner}\n{}", render::guard(change))),
+    );
     if !nodes.is_empty() {
         let names: Vec<_> =
             nodes.iter().map(|NodeId { network, name }| format!("{network}/{name}")).collect();
@@ -121,12 +127,12 @@ async fn saved<C: ControlPlane>(path: &Path, run: &mut Run<'_, C>) -> Result<Exi
         Err(error) => format!("\nCould not check whether the plan still holds: {error}.\n"),
         Ok((true, _)) => "\nThe plan was made for another server than the one that answers.\n".into(),
         Ok((false, stale)) if stale.is_empty() => {
-            "\nThe plan still holds: no resource that it depends on has changed.\n".into()
+            "\nThe plan still holds: nothing that it depends on has changed.\n".into()
         }
         Ok((false, stale)) => {
             let ids: Vec<_> =
                 stale.iter().map(|(id, revision)| format!("  {id}, now at revision {revision}\n")).collect();
-            format!("\nThe plan is stale: these resources have changed since it was made:\n{}", ids.concat())
+            format!("\nThe plan is stale: this has changed since it was made:\n{}", ids.concat())
         }
     });
     Ok(Exit::Done)

@@ -20,6 +20,7 @@ use schema::report::Report;
 use schema::scalars::{CaPin, Fingerprint, Identity, Name, NetworkName, SigningKey, Verifier};
 use schema::snapshot::{Entry, ResourceId, Revision};
 use schema::source_map::SourceMap;
+use schema::subject::Subject;
 use schema::world::{ServerInfo, World, WorldDocument};
 
 use super::{ControlError, ControlPlane};
@@ -158,6 +159,7 @@ fn entry(revision: Revision) -> LogEntry {
         provenance: None,
         allowed: BTreeSet::new(),
         changes: Vec::new(),
+        guards: BTreeMap::new(),
         nodes: Vec::new(),
         hash: None,
     }
@@ -198,18 +200,22 @@ impl Inner {
         }
         let outcome = plan.apply(&self.world, &self.info, Timestamp::now());
         let outcome = outcome.map_err(|report| broken_rule("rules", &report))?;
-        let findings = guard::check(
+        let mut findings = guard::check(
             &self.world.snapshot,
             (&outcome.snapshot, &outcome.inventory),
             &self.info.addresses,
             &SourceMap::default(),
         );
+        let effect = || schema::plan::effect(&self.world, &outcome, &self.info);
+        findings.extend(guard::over_limits(&plan.owner(), &self.world, &outcome.snapshot, effect));
         let Judgement { refused: broken, used: allowed, .. } = guard::judge(findings, allow);
         if !broken.is_empty() {
             return Err(broken_rule("guarded", &broken));
         }
         self.world.revision.0 += 1;
+        let before = self.world.guards.clone();
         (self.world.snapshot, self.world.inventory) = (outcome.snapshot, outcome.inventory);
+        self.world.settle_guards(plan.owner(), plan.guard.as_ref(), self.world.revision);
         self.keep(plan.new_keys(), keys)?;
         let owner = Some(plan.owner());
         let digest = Some(plan.digest.clone());
@@ -221,6 +227,7 @@ impl Inner {
             digest,
             apply_id,
             changes,
+            guards: before.changes(&self.world.guards),
             provenance,
             allowed,
             ..entry(self.world.revision)
@@ -262,7 +269,7 @@ impl Inner {
         Ok(())
     }
 
-    fn moved(&self, (id, revision): (ResourceId, Revision)) -> Moved {
+    fn moved(&self, (id, revision): (Subject, Revision)) -> Moved {
         let entry = self.log.iter().find(|entry| entry.revision == revision);
         let (actor, time) = entry.map(|entry| (entry.actor.clone(), entry.time)).unzip();
         Moved { id, revision, actor, time }

@@ -101,9 +101,10 @@ pub fn history(
 }
 
 /// What an entry did, and to how much.
-fn what(LogEntry { action, changes, nodes, .. }: &LogEntry) -> String {
-    let counted =
-        [(changes.len(), "resource"), (nodes.len(), "node")].into_iter().filter(|(number, _)| *number > 0);
+fn what(LogEntry { action, changes, guards, nodes, .. }: &LogEntry) -> String {
+    let counted = [(changes.len(), "resource"), (guards.len(), "guard"), (nodes.len(), "node")]
+        .into_iter()
+        .filter(|(number, _)| *number > 0);
     let counts: Vec<_> = counted.map(|(number, one)| count(number as u64, one)).collect();
     if counts.is_empty() { action.clone() } else { format!("{action} ({})", counts.join(", ")) }
 }

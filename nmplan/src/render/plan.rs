@@ -51,6 +51,10 @@ pub fn plan(plan: &Plan, shown: &Shown) -> String {
     let mut text = title(plan, shown);
     text += &verdict(plan, &summary, shown.empties);
     text += &tests(plan);
+    if let Some(change) = &plan.guard {
+        let title = format!("guard of {}", plan.owner());
+        let _ = writeln!(text, "\n{}\n{}", title.bold(), super::guard(change).trim_end());
+    }
     for (network, changes) in by_network(&plan.changes) {
         let _ = writeln!(text, "\n{}", network.bold());
         text += &lines(change_lines(&changes, Some(plan), shown.full));
@@ -95,8 +99,12 @@ fn title(plan: &Plan, shown: &Shown) -> String {
 }
 
 fn verdict(plan: &Plan, summary: &Summary, empties: bool) -> String {
-    if plan.changes.is_empty() {
+    if plan.changes.is_empty() && plan.guard.is_none() {
         return format!("{}: the server has what is declared.\n", "No changes".green().bold());
+    }
+    let guard = plan.guard.as_ref().map(super::guard::verdict).unwrap_or_default();
+    if plan.changes.is_empty() {
+        return guard;
     }
     let Summary { create, update, delete, .. } = summary;
     let parts = [(*create, "to create"), (*update, "to update"), (*delete, "to delete")];
@@ -112,6 +120,7 @@ fn verdict(plan: &Plan, summary: &Summary, empties: bool) -> String {
         let _ = write!(text, "; {}", everything.red().bold());
     }
     text += ".\n";
+    text += &guard;
     text += &nodes(plan, summary);
     text += &reachability(plan, summary);
     text.extend(plan.carrying.iter().filter_map(hub).map(|sentence| format!("{sentence}\n")));

@@ -18,7 +18,8 @@ use syn::{
 /// Derives `schema::attribute::Describe` for a class of objects.
 ///
 /// On the struct: `#[describe(word = "dns", plural = "dns", within = "network", namespace = "names",
-/// named_by("alias"))]`; on a field: `#[field(default = EXPRESSION)]`, an expression of the field's type.
+/// named_by("alias"))]`, `unnamed` for a class with one object at most; on a field: `#[field(default =
+/// EXPRESSION)]`, an expression of the field's type.
 #[proc_macro_derive(Describe, attributes(describe, field))]
 pub fn describe(input: TokenStream) -> TokenStream {
     expand(&parse_macro_input!(input as DeriveInput), class)
@@ -45,7 +46,7 @@ fn expand(input: &DeriveInput, derive: fn(&DeriveInput) -> syn::Result<Tokens>) 
 fn class(input: &DeriveInput) -> syn::Result<Tokens> {
     let fields = fields::derive(input)?;
     let name = &input.ident;
-    let Header { word, plural, within, namespace, named_by } = Header::parse(input)?;
+    let Header { word, plural, named, within, namespace, named_by } = Header::parse(input)?;
     Ok(quote! {
         #fields
 
@@ -54,6 +55,7 @@ fn class(input: &DeriveInput) -> syn::Result<Tokens> {
             const DESCRIPTOR: &'static ::schema::descriptor::Descriptor = &::schema::descriptor::Descriptor {
                 word: #word,
                 plural: #plural,
+                named: #named,
                 within: #within,
                 namespace: #namespace,
                 named_by: &[#named_by],
@@ -94,6 +96,7 @@ fn nested(input: &DeriveInput) -> syn::Result<Tokens> {
 struct Header {
     word: LitStr,
     plural: LitStr,
+    named: bool,
     within: Tokens,
     namespace: Tokens,
     named_by: Tokens,
@@ -103,13 +106,14 @@ impl Header {
     fn parse(input: &DeriveInput) -> syn::Result<Self> {
         let (mut word, mut plural) = (None, None);
         let (mut within, mut namespace) = (quote!(None), quote!(None));
-        let mut named_by = Tokens::new();
+        let (mut named, mut named_by) = (true, Tokens::new());
         for attribute in input.attrs.iter().filter(|attribute| attribute.path().is_ident("describe")) {
             attribute.parse_nested_meta(|meta| {
                 let key = meta.path.get_ident().map(ToString::to_string).unwrap_or_default();
                 match key.as_str() {
                     "word" => word = Some(meta.value()?.parse()?),
                     "plural" => plural = Some(meta.value()?.parse()?),
+                    "unnamed" => named = false,
                     "within" => {
                         let holder: LitStr = meta.value()?.parse()?;
                         within = quote!(Some(#holder));
@@ -124,7 +128,11 @@ impl Header {
                         named_by =
                             Punctuated::<LitStr, Token![,]>::parse_terminated(&words)?.to_token_stream();
                     }
-                    _ => return Err(meta.error("known here are: word, plural, within, namespace, named_by")),
+                    _ => {
+                        return Err(
+                            meta.error("known here are: word, plural, unnamed, within, namespace, named_by")
+                        );
+                    }
                 }
                 Ok(())
             })?;
@@ -134,6 +142,7 @@ impl Header {
         Ok(Self {
             word: word.ok_or_else(|| missing("word"))?,
             plural: plural.ok_or_else(|| missing("plural"))?,
+            named,
             within,
             namespace,
             named_by,

@@ -76,6 +76,11 @@ pub struct Network {
     /// address is free, the one longest in quarantine is taken, but not before 10 minutes.
     #[field(default = Seconds::hours(24))]
     pub address_quarantine: Seconds,
+    /// Whether the network is kept from being deleted. A change that deletes it is refused, whoever makes it and
+    /// whatever becomes of its block in the files: what counts is what the server has. To delete it, remove
+    /// `protect` and apply first, or let it through once with `--allow protect=NAME`. Its objects can be deleted.
+    #[field(default = false)]
+    pub protect: bool,
 }
 
 impl Rules for Network {

@@ -1,4 +1,4 @@
-//! KDL 2.0: an object is a node with its name as argument; a field is a property, or a child with arguments.
+//! KDL 2.0: an object is a node with its name, if its kind has names, as argument; a field is a property, or a child with arguments.
 //! A record is a child with properties and a block; a collection of records is one such child for each.
 //!
 //! The parser recurses on blocks, and a stack that runs out ends the process. So nesting is counted by
@@ -229,7 +229,8 @@ fn read_top(document: &KdlDocument, context: &mut Context) {
 fn object(node: &KdlNode, kind: &'static Descriptor, parent: Option<&Spanned>, context: &mut Context) {
     refuse_annotation(node.ty().is_some(), node.name().span(), context);
     let mut draft = Draft::new();
-    let mut name = None;
+    let word = || Spanned { text: kind.word.into(), span: span(node.name().span()) };
+    let mut name = (!kind.named).then(word);
     for entry in node.entries() {
         let value = value(entry, context);
         match (entry.name(), &value.data, &name) {
@@ -252,7 +253,10 @@ fn object(node: &KdlNode, kind: &'static Descriptor, parent: Option<&Spanned>, c
                 return;
             }
             (None, _, Some(_)) => {
-                let message = format!("{} has one argument, its name", with_article(kind.word));
+                let message = match kind.named {
+                    true => format!("{} has one argument, its name", with_article(kind.word)),
+                    false => format!("{} has no name and no arguments", with_article(kind.word)),
+                };
                 context.problem(
                     Code::ExtraArgument,
                     value.span,
@@ -414,7 +418,10 @@ fn print_object(document: &Document, all: &[Document], indent: usize, text: &mut
         .filter(|inner| inner.descriptor.within == Some(document.descriptor.word))
         .filter(|inner| inner.parent.as_ref().is_some_and(|parent| parent.text == document.name.text))
         .collect();
-    let _ = write!(text, "{:indent$}{} {}", "", document.descriptor.word, quoted(&document.name.text));
+    let _ = write!(text, "{:indent$}{}", "", document.descriptor.word);
+    if document.descriptor.named {
+        let _ = write!(text, " {}", quoted(&document.name.text));
+    }
     let as_property = |value: &Value| if inner.is_empty() { scalar(value) } else { None };
     let rest = print_properties(&document.fields, as_property, text);
     if rest.is_empty() && inner.is_empty() {

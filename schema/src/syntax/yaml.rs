@@ -1,4 +1,5 @@
-//! YAML 1.2: an object is an entry of its kind's map; a field is an entry of its object's map.
+//! YAML 1.2: an object is an entry of its kind's map, or of the file's where its kind has no names; a field is
+//! an entry of its object's map.
 //!
 //! Aliases, anchors, tags, merge keys and further documents are refused, so the text is the data and its size
 //! is the data's size. A plain scalar is a boolean, a number or null only where YAML's core schema and every
@@ -42,6 +43,11 @@ fn objects_of(
     let mut whole = true;
     for (word, member) in record {
         match context.kind(|kind| kind.plural == &*word, parent.map(|(kind, _)| kind)) {
+            Some(kind) if !kind.named => {
+                known += 1;
+                let name = Spanned { text: kind.word.into(), span: member.key.0 };
+                object(kind, name, parent.map(|(_, name)| name), member.value, context);
+            }
             Some(kind) => {
                 known += 1;
                 collection(kind, parent.map(|(_, name)| name), member.value, context);
@@ -335,6 +341,10 @@ fn tree(documents: &[Document], parent: Option<&Document>) -> Value {
         }
     };
     for document in documents.iter().filter(inside) {
+        if !document.descriptor.named {
+            kinds.insert(document.descriptor.plural.into(), tree(documents, Some(document)).into());
+            continue;
+        }
         let collection = kinds
             .entry(document.descriptor.plural.into())
             .or_insert_with(|| FieldValue::from(Value::from(Data::Record(Record::new()))));

@@ -275,6 +275,11 @@ pub enum Denied {
     /// The role is valid for certain projects, and no project manages the resource.
     #[error("the token is valid only for certain projects, and no project manages {0}")]
     Unmanaged(ResourceId),
+    /// The role is valid for certain networks, and the project manages something in others.
+    #[error(
+        "the token is not valid for all that the guard of {0} is about; leave it as it is, with --network"
+    )]
+    Guard(Owner),
 }
 
 impl Grant {

@@ -6,18 +6,19 @@ use jiff::Timestamp;
 use schema::api::{Applied, ApplyRequest, Moved};
 use schema::decode::decode_body;
 use schema::diff::{Action, Change};
-use schema::guard::{self, Guard, Judgement};
+use schema::guard::{self, Finding, Guard, Judgement};
 use schema::inventory::KeyStatus;
 use schema::kinds::Kind;
 use schema::plan::{self, Plan};
 use schema::snapshot::{Entry, Provenance, ResourceId, Revision};
 use schema::source_map::SourceMap;
+use schema::subject::Subject;
 use schema::value::Value;
 use schema::world::{ServerInfo, World};
 
 use super::Caller;
 use crate::committer::{AuditInfo, CommitContext, Proposal};
-use crate::core::authorize::{Grant, Role};
+use crate::core::authorize::{Denied, Grant, Role};
 use crate::error::Error;
 use crate::store::LogEntry;
 
@@ -67,6 +68,9 @@ fn check_form(request: &ApplyRequest) -> Result<(), Error> {
     if let Some(twice) = plan.changes.iter().find(|change| !changed.insert(&change.id)) {
         return Err(Error::BadRequest(format!("the plan changes {} twice; plan again", twice.id)));
     }
+    if plan.guard.as_ref().is_some_and(|guard| guard.before == guard.after) {
+        return Err(Error::BadRequest("the plan changes the guard to what it is; plan again".into()));
+    }
     let new: BTreeSet<&ResourceId> = plan.new_keys().collect();
     if let Some(other) = keys.keys().find(|id| !new.contains(id)) {
         let message =
@@ -108,16 +112,21 @@ pub(super) fn apply(
         return Err(Error::Stale(moved));
     }
     check_changes(&plan, world)?;
+    check_guard(&plan, world, &caller.grant)?;
     let now = Timestamp::now();
     let outcome = plan.apply(world, server, now).map_err(Error::Rules)?;
+    // What the plan says of its effects is not believed.
+    let effect = || plan::effect(world, &outcome, server);
+    let over = guard::over_limits(&plan.owner(), world, &outcome.snapshot, effect);
     let mut next = World { snapshot: outcome.snapshot, inventory: outcome.inventory, ..world.clone() };
-    let allowed = let_through(world, &next, server, &allow, &caller.grant)?;
+    let allowed = let_through(world, &next, over, server, &allow, &caller.grant)?;
+    next.settle_guards(plan.owner(), plan.guard.as_ref(), context.revision());
     for id in plan.new_keys() {
         let missing = || Error::BadRequest(format!("the verifier of the access key {id} is missing"));
         let verifier = *keys.get(id).ok_or_else(missing)?;
         next.inventory.put_key(id.clone(), KeyStatus { verifier, created: now, used: 0 });
     }
-    if plan.changes.is_empty() {
+    if plan.changes.is_empty() && plan.guard.is_none() {
         return Ok(Proposal::unchanged(Applied { revision: world.revision, already: false }));
     }
     let owner = Some(plan.owner());
@@ -129,15 +138,17 @@ pub(super) fn apply(
     Ok(Proposal::changed(Applied { revision: context.revision(), already: false }, next, audit))
 }
 
-/// The rules that a change breaks and is let through; an error if there is one that it is not.
+/// The rules that a change breaks and is let through, `over` among them; an error if there is one that it is not.
 fn let_through(
     world: &World,
     after: &World,
+    over: Vec<Finding>,
     server: &ServerInfo,
     allow: &BTreeSet<Guard>,
     grant: &Grant,
 ) -> Result<BTreeSet<Guard>, Error> {
-    let findings = guard::check(&world.snapshot, after.parts(), &server.addresses, &SourceMap::default());
+    let mut findings = guard::check(&world.snapshot, after.parts(), &server.addresses, &SourceMap::default());
+    findings.extend(over);
     let Judgement { refused, used, .. } = guard::judge(findings, allow);
     if !refused.is_empty() {
         return Err(Error::Guarded(refused));
@@ -181,11 +192,26 @@ fn check_changes(plan: &Plan, world: &World) -> Result<(), Error> {
     Ok(())
 }
 
-fn moved(context: &mut CommitContext<'_>, id: ResourceId, revision: Revision) -> Result<Moved, Error> {
+/// Checks that the caller may change the guard of the plan's project, if the plan does: it is about all that the
+/// project manages.
+fn check_guard(plan: &Plan, world: &World, grant: &Grant) -> Result<(), Error> {
+    let owner = plan.owner();
+    let all = || world.snapshot.managed_by(&owner).all(|(id, _)| grant.holds_in(&id.network).is_ok());
+    if plan.guard.is_none() || grant.networks.is_none() || all() {
+        Ok(())
+    } else {
+        Err(Denied::Guard(owner).into())
+    }
+}
+
+fn moved(context: &mut CommitContext<'_>, id: Subject, revision: Revision) -> Result<Moved, Error> {
     // A node is bound to what is newest, which may be a change of something else that is no business of the
     // caller.
-    let concerns = |entry: &LogEntry| {
-        entry.changes.iter().any(|change| change.id == id) || entry.nodes.contains(&id.node())
+    let concerns = |entry: &LogEntry| match &id {
+        Subject::Resource(id) => {
+            entry.changes.iter().any(|change| change.id == *id) || entry.nodes.contains(&id.node())
+        }
+        Subject::Guard(owner) => entry.guards.contains_key(owner),
     };
     let entry = context.entry(revision)?.filter(concerns);
     let (actor, time) = entry.map(|entry| (entry.actor, entry.time)).unzip();
@@ -231,8 +257,9 @@ pub(super) fn put(
         Timestamp::now(),
     );
     let inventory = inventory.map_err(Error::Rules)?;
-    let next = World { snapshot, inventory, ..world.clone() };
-    let_through(world, &next, server, &BTreeSet::new(), &Grant::admin())?;
+    let mut next = World { snapshot, inventory, ..world.clone() };
+    let_through(world, &next, Vec::new(), server, &BTreeSet::new(), &Grant::admin())?;
+    next.guards.settle(&next.snapshot);
     let action = if body.is_some() { "put" } else { "delete" };
     let audit = AuditInfo { actor, action, ..AuditInfo::default() };
     Ok(Proposal::changed(context.revision(), next, audit))

@@ -15,7 +15,7 @@ use schema::world::{ServerInfo, WorldDocument};
 use serde::Serialize;
 use tokio::sync::{OnceCell, Semaphore};
 
-use crate::core::authorize::Grant;
+use crate::core::authorize::{Grant, ProjectScope};
 use crate::error::Error;
 use crate::readers::off_thread;
 use crate::state::State;
@@ -38,6 +38,8 @@ struct World {
     at: (u64, Revision),
     /// The networks; absent: all.
     networks: Option<BTreeSet<NetworkName>>,
+    /// The projects, whose guards are shown; absent: all.
+    projects: Option<BTreeSet<ProjectScope>>,
     /// Where the server is reached, which changes without a revision.
     addresses: Vec<IpAddr>,
     bytes: Arc<OnceCell<Bytes>>,
@@ -55,7 +57,7 @@ impl Documents {
         grant: &Grant,
         server: &ServerInfo,
     ) -> Result<Bytes, Error> {
-        let cell = self.cell((state.world.epoch, state.world.revision), &grant.networks, &server.addresses);
+        let cell = self.cell((state.world.epoch, state.world.revision), grant, &server.addresses);
         let build = || {
             let (server, grant) = (server.clone(), grant.clone());
             self.build(move || world(&state, &grant, server))
@@ -75,12 +77,15 @@ impl Documents {
     fn cell(
         &self,
         at: (u64, Revision),
-        networks: &Option<BTreeSet<NetworkName>>,
+        Grant { role: _, networks, projects }: &Grant,
         addresses: &[IpAddr],
     ) -> Arc<OnceCell<Bytes>> {
         let mut worlds = self.worlds.lock().unwrap_or_else(PoisonError::into_inner);
-        let same =
-            |world: &&World| world.at == at && world.networks == *networks && world.addresses == addresses;
+        let same = |world: &&World| {
+            world.at == at
+                && (&world.networks, &world.projects) == (networks, projects)
+                && world.addresses == addresses
+        };
         if let Some(known) = worlds.iter().find(same) {
             return Arc::clone(&known.bytes);
         }
@@ -91,8 +96,9 @@ impl Documents {
             if worlds.len() >= KEPT {
                 worlds.remove(0);
             }
-            let (networks, addresses) = (networks.clone(), addresses.to_vec());
-            worlds.push(World { at, networks, addresses, bytes: Arc::clone(&bytes) });
+            let (networks, projects) = (networks.clone(), projects.clone());
+            let addresses = addresses.to_vec();
+            worlds.push(World { at, networks, projects, addresses, bytes: Arc::clone(&bytes) });
         }
         bytes
     }
@@ -111,7 +117,11 @@ fn world(state: &State, grant: &Grant, server: ServerInfo) -> WorldDocument {
         document.clients.retain(|client| holds(&client.network));
         document.away.retain(|away| holds(&away.network));
         document.carried.retain(|carried| holds(&carried.network));
+        // A project that manages nothing that the caller may see does not exist for it.
+        let seen: BTreeSet<_> = document.resources.iter().filter_map(|it| it.owner.as_ref()).collect();
+        document.guards.retain(|guard| seen.contains(&guard.owner));
     }
+    document.guards.retain(|guard| grant.holds_for(&guard.owner).is_ok());
     document
 }
 

@@ -16,14 +16,19 @@ const ELSEWHERE: &str = "a rule forbids it because of something in a network tha
 
 /// An entry of the log as the caller may see it; nothing if nothing in it is of its networks.
 pub(super) fn entry(mut entry: LogEntry, grant: &Grant) -> Option<LogEntry> {
+    entry.guards.retain(|owner, _| grant.holds_for(owner).is_ok());
     if grant.networks.is_none() {
         return Some(entry);
     }
+    // Of others the caller need not see anything.
+    let of_entry = entry.owner.clone();
+    entry.guards.retain(|owner, _| Some(owner) == of_entry.as_ref());
     entry.changes.retain(|change| grant.holds_in(&change.id.network).is_ok());
     entry.nodes.retain(|node| grant.holds_in(&node.network).is_ok());
     entry.allowed.retain(|guard| match guard {
-        Guard::CutOff => true,
+        Guard::CutOff | Guard::MaxDelete | Guard::MaxNodesChanged | Guard::MaxReachLost => true,
         Guard::Test(id) => grant.holds_in(&id.network).is_ok(),
+        Guard::Protect(network) => grant.holds_in(network).is_ok(),
     });
     (!entry.changes.is_empty() || !entry.nodes.is_empty()).then_some(entry)
 }

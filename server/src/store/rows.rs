@@ -10,6 +10,7 @@ use imbl::ordset::DiffItem as SetItem;
 use schema::inventory::{
     Away, Barred, ClientStatus, FormerKey, Inventory, Joined, KeyStatus, NodeId, PendingNode, Quarantined,
 };
+use schema::limits::{Guards, Limits, StoredGuard};
 use schema::scalars::NetworkName;
 use schema::snapshot::{Entry, Owner, ResourceId, Revision, Snapshot};
 use schema::value::Value;
@@ -35,6 +36,8 @@ const AWAY: &str = "@away";
 const CARRIED: &str = "@carried";
 /// Of no network.
 const RESOLVERS: &str = "@resolvers";
+/// Of no network; its name is that of a project and env.
+const GUARD: &str = "@guard";
 
 /// The key of a row.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -71,6 +74,7 @@ pub fn between(before: &World, after: &World) -> (Vec<Row>, Vec<RowKey>) {
     let mut writes = Writes { revision: after.revision, puts: Vec::new(), deletes: Vec::new() };
     writes.declarations(&before.snapshot, &after.snapshot);
     writes.inventory(&before.inventory, &after.inventory);
+    writes.guards(&before.guards, &after.guards);
     (writes.puts, writes.deletes)
 }
 
@@ -88,6 +92,18 @@ impl Writes {
                 Some(Entry { object, owner, revision }) => {
                     let declared = Declared { owner: owner.clone(), body: object.body() };
                     self.puts.push(Row { revision: *revision, ..self.row(key, &declared) });
+                }
+                None => self.deletes.push(key),
+            }
+        }
+    }
+
+    fn guards(&mut self, before: &Guards, after: &Guards) {
+        for (owner, _, after) in before.differences(after) {
+            let key = RowKey { name: owner.to_string(), ..own_key(GUARD) };
+            match after {
+                Some(StoredGuard { revision, limits }) => {
+                    self.puts.push(Row { revision: *revision, ..self.row(key, limits) });
                 }
                 None => self.deletes.push(key),
             }
@@ -171,6 +187,12 @@ pub fn restore(row: &Row, world: &mut World) -> Result<(), StoreError> {
     }
     if kind == RESOLVERS {
         world.inventory.set_resolvers(json(row)?);
+        return Ok(());
+    }
+    if kind == GUARD {
+        let owner: Owner = name.parse().map_err(|why| unreadable(row, why))?;
+        let limits: Limits = json(row)?;
+        world.guards.put(owner, StoredGuard { revision: row.revision, limits });
         return Ok(());
     }
     let network: NetworkName = network.parse().map_err(|why| unreadable(row, why))?;
@@ -360,6 +382,22 @@ mod tests {
         assert_eq!((puts.len(), deletes.len()), (1, 4), "{deletes:?}");
         puts.iter().for_each(|row| restore(row, &mut read).expect("it can be read"));
         assert!(read.inventory.resolvers().is_empty());
+    }
+
+    #[test]
+    fn the_guard_of_a_project_is_stored_with_its_revision_and_read_back() {
+        let owner: Owner = "acme/prod".parse().expect("good");
+        let limits = serde_json::from_str(r#"{"max-delete":"5% or 3"}"#).expect("good");
+        let mut later = world();
+        later.guards.put(owner.clone(), StoredGuard { revision: Revision(5), limits });
+        let (puts, deletes) = between(&world(), &later);
+        assert_eq!((puts.len(), deletes.len(), puts[0].revision), (1, 0, Revision(5)));
+        let mut read = world();
+        restore(&puts[0], &mut read).expect("it can be read");
+        assert_eq!(read, later);
+        let (puts, deletes) = between(&later, &world());
+        let deleted: Vec<_> = deletes.iter().map(|key| (&*key.kind, &*key.name)).collect();
+        assert_eq!((puts.len(), deleted), (0, vec![(GUARD, "acme/prod")]));
     }
 
     #[test]
