@@ -154,7 +154,7 @@ pub async fn run<C: ControlPlane>(
         Verb::Validate => validate::run(&mut run),
         Verb::Plan(plan) => plan::run(plan, &mut run).await,
         Verb::Apply(apply) => apply::run(apply, &mut run).await,
-        Verb::Status => status::run(&mut run).await,
+        Verb::Status(status) => status::run(status, &mut run).await,
         Verb::History(history) => history::run(history, &mut run).await,
         Verb::Node(node) => node::run(node, &mut run).await,
         Verb::Client(client) => client::run(client, &mut run).await,
