@@ -120,8 +120,9 @@ pub enum Verb {
     Plan(Plan),
     /// Carries out what the files declare, or a saved plan, as one revision.
     Apply(Apply),
-    /// Shows the nodes: their state, their last check-in, and whether they have the newest revision.
-    Status,
+    /// Shows the nodes: their state, their last check-in, and whether they have the newest revision; and the access
+    /// keys. With an argument: one network, node or key.
+    Status(Status),
     /// Shows the revisions, newest first: who made them, when, what changed and why.
     History(History),
     /// Shows nodes, lets hosts in that wait, removes nodes, bars their hosts, and lets them join again.
@@ -130,7 +131,8 @@ pub enum Verb {
     /// Configures external clients: hosts with WireGuard and without an agent, such as phones.
     #[command(subcommand)]
     Client(ClientVerb),
-    /// Shows a saved plan, what a revision changed, or, without an argument, what the server has.
+    /// Shows a network, a node, an access key or another resource, a saved plan, what a revision changed, or,
+    /// without an argument, what the server has.
     Show(Show),
     /// Brings up the declared networks for real, in network namespaces of their own, and shows which nodes
     /// reach each other.
@@ -362,9 +364,18 @@ impl std::str::FromStr for ClientArg {
 /// What `show` takes.
 #[derive(Clone, Debug, ClapArgs)]
 pub struct Show {
-    /// A saved plan, or the number of a revision.
-    #[arg(value_name = "PLANFILE|REV")]
+    /// A saved plan; the number of a revision; or a resource by its id (corp/node/web-1, a network: corp), as
+    /// NETWORK/NAME, or by its name alone. A file that exists goes before a number, and a number before a name.
+    #[arg(value_name = "PLANFILE|REV|WHAT")]
     pub what: Option<PathBuf>,
+}
+
+/// What `status` takes.
+#[derive(Clone, Debug, ClapArgs)]
+pub struct Status {
+    /// A network, a node, an access key, or what is carried: by its id (corp/node/web-1, a network: corp), as
+    /// NETWORK/NAME, or by its name alone. Absent: everything.
+    pub what: Option<String>,
 }
 
 /// What `lab` takes.
@@ -434,6 +445,10 @@ pub enum SchemaOf {
     Events,
     /// What `lab --json` prints.
     Lab,
+    /// What `show WHAT --json` prints of a resource.
+    Show,
+    /// What `status --json` prints.
+    Status,
 }
 
 fn variable(text: &str) -> Result<(String, String), String> {

@@ -31,7 +31,7 @@ use ::schema::guard::{self, Guard, Judgement};
 use ::schema::inventory::{Inventory, NodeId};
 use ::schema::judge::{self, Verdict};
 use ::schema::plan::Plan;
-use ::schema::report::Severity;
+use ::schema::report::{Code, Report, Severity};
 use ::schema::rules::endpoints::refused_everywhere;
 use ::schema::rules::server::check_by_default;
 use ::schema::scalars::{Name, NetworkName};
@@ -154,7 +154,7 @@ pub async fn run<C: ControlPlane>(
         Verb::Validate => validate::run(&mut run),
         Verb::Plan(plan) => plan::run(plan, &mut run).await,
         Verb::Apply(apply) => apply::run(apply, &mut run).await,
-        Verb::Status => status::run(&mut run).await,
+        Verb::Status(status) => status::run(status, &mut run).await,
         Verb::History(history) => history::run(history, &mut run).await,
         Verb::Node(node) => node::run(node, &mut run).await,
         Verb::Client(client) => client::run(client, &mut run).await,
@@ -210,6 +210,19 @@ impl<'a, C: ControlPlane> Run<'a, C> {
         self.accept(loaded, Some(undone))
     }
 
+    /// The same for a command that [plans](Self::plan): what the plan may say better is said by that.
+    fn load_to_plan(&mut self, undone: &'static str) -> Result<Loaded, Error> {
+        let mut loaded = project::load(&self.place)?;
+        if loaded.report.has_errors() {
+            return self.accept(loaded, Some(undone));
+        }
+        let report = std::mem::take(&mut loaded.report);
+        let (later, now) = report.partition(|problem| problem.code == Code::OutsideEntry);
+        loaded.report = now;
+        let loaded = self.accept(loaded, Some(undone))?;
+        Ok(Loaded { report: later, ..loaded })
+    }
+
     /// The same for a command without a server: what a server with default settings would refuse is a
     /// warning.
     fn load_without_server(&mut self, undone: Option<&'static str>) -> Result<Loaded, Error> {
@@ -239,11 +252,11 @@ impl<'a, C: ControlPlane> Run<'a, C> {
     }
 
     /// Shows problems.
-    fn show(&mut self, loaded: &Loaded, report: &::schema::report::Report) -> Result<(), Error> {
+    fn show(&mut self, loaded: &Loaded, report: &Report) -> Result<(), Error> {
         self.show_problems(&loaded.sources, report)
     }
 
-    fn show_problems(&mut self, sources: &[Source], report: &::schema::report::Report) -> Result<(), Error> {
+    fn show_problems(&mut self, sources: &[Source], report: &Report) -> Result<(), Error> {
         if self.console.json {
             let lines = Lines::default();
             for problem in report.problems() {
@@ -260,7 +273,7 @@ impl<'a, C: ControlPlane> Run<'a, C> {
     async fn observe(&mut self, server: &C) -> Result<(ServerInfo, World), Error> {
         let what = format!("reading the state of {}", server.name());
         let document = self.console.waiting(&what, server.world()).await?;
-        let first = |report: ::schema::report::Report| {
+        let first = |report: Report| {
             Error::Version(report.problems().next().map(|it| it.message.clone()).unwrap_or_default())
         };
         let world = document.world().map_err(first)?;
@@ -295,13 +308,11 @@ impl<'a, C: ControlPlane> Run<'a, C> {
                 let map = &loaded.declared.source_map;
                 let about_nobody =
                     plan.tests.iter().filter(|it| !it.fails()).filter_map(|it| it.problem(map));
-                let mut warnings = ::schema::report::Report::default();
-                about_nobody.for_each(|it| warnings.push(it));
-                if let Ok(after) = plan.apply(world, info, Timestamp::now()) {
-                    let mut networks: Vec<_> = networks(&loaded.declared.snapshot).collect();
-                    networks.retain(|it| self.only.as_ref().is_none_or(|only| only == it));
-                    warnings.append(advice(&networks, &after.snapshot, &after.inventory, map));
-                }
+                let declared = networks(&loaded.declared.snapshot).collect();
+                let mut warnings = self.advice(&plan, declared, (info, world), map);
+                let said: BTreeSet<_> = warnings.problems().filter_map(|it| it.at).collect();
+                let doubts = loaded.report.problems().filter(|it| it.at.is_none_or(|at| !said.contains(&at)));
+                about_nobody.chain(doubts.cloned()).for_each(|it| warnings.push(it));
                 self.show(loaded, &warnings)?;
                 Ok(Plan { provenance, ..plan })
             }
@@ -310,6 +321,21 @@ impl<'a, C: ControlPlane> Run<'a, C> {
                 Err(Error::Problems { count: errors(&report), undone: Some("planned") })
             }
         }
+    }
+
+    /// What there is to warn of in a plan: in the networks that it changes, and in those that files declare.
+    fn advice(
+        &self,
+        plan: &Plan,
+        declared: BTreeSet<NetworkName>,
+        (info, world): (&ServerInfo, &World),
+        map: &SourceMap,
+    ) -> Report {
+        let Ok(after) = plan.apply(world, info, Timestamp::now()) else { return Report::default() };
+        let mut networks = declared;
+        networks.extend(plan.changes.iter().map(|change| change.id.network.clone()));
+        networks.retain(|it| self.only.as_ref().is_none_or(|only| only == it));
+        advice(&networks, world.parts(), (&after.snapshot, &after.inventory), map)
     }
 
     /// Judges a plan by the rules that it can be let through, and finds the state of the project's access
@@ -378,7 +404,7 @@ impl<'a, C: ControlPlane> Run<'a, C> {
         let networks = snapshot.networks().map(|(network, _)| network).filter(only);
         let mut verdicts = judge::judge_all(networks, snapshot, &Inventory::default());
         verdicts.retain(|verdict| meant(&verdict.id));
-        let mut report = ::schema::report::Report::default();
+        let mut report = Report::default();
         verdicts.iter().filter_map(|it| it.problem(source_map)).for_each(|it| report.push(it));
         if self.console.json {
             let lines = Lines::default();
@@ -420,7 +446,7 @@ fn networks(snapshot: &Snapshot) -> impl Iterator<Item = NetworkName> {
     snapshot.networks().map(|(network, _)| network.clone())
 }
 
-fn errors(report: &::schema::report::Report) -> usize {
+fn errors(report: &Report) -> usize {
     report.problems().filter(|problem| problem.code.severity() == Severity::Error).count()
 }
 

@@ -10,10 +10,11 @@ use owo_colors::OwoColorize;
 use schema::api::{LogEntry, Moved};
 use schema::guard::Guard;
 use schema::judge::explain::Unresolved;
+use schema::lookup::Unfound;
 use schema::plan::FORMAT;
 use schema::report::{Code, did_you_mean};
 use schema::scalars::{Name, NetworkName, Seconds};
-use schema::snapshot::Revision;
+use schema::snapshot::{ResourceId, Revision};
 
 use crate::client::ClientError;
 use crate::control::ControlError;
@@ -336,6 +337,19 @@ pub enum Error {
         /// The networks that there are.
         known: Vec<NetworkName>,
     },
+    /// Nothing on the server, or several things, are called what was typed.
+    #[error("{}", unfound_text(asked, *file, unfound))]
+    Unfound {
+        /// What was typed.
+        asked: String,
+        /// Whether it might have been a file.
+        file: bool,
+        /// What became of it.
+        unfound: Unfound,
+    },
+    /// A resource has no state.
+    #[error("{0} has no state: it is what is declared")]
+    NoStatus(ResourceId),
     /// There is no such revision.
     #[error("the server has no revision {0}")]
     NoRevision(Revision),
@@ -360,6 +374,19 @@ pub enum Error {
     /// Standard output cannot be written.
     #[error("cannot write to standard output")]
     Output(#[from] io::Error),
+}
+
+fn unfound_text(asked: &str, file: bool, unfound: &Unfound) -> String {
+    match unfound {
+        Unfound::Unknown { .. } if file => {
+            format!("there is no file {asked:?}, and the server has nothing of that name")
+        }
+        Unfound::Unknown { .. } => format!("the server has nothing of the name {asked:?}"),
+        Unfound::Ambiguous { meant } => {
+            let meant: Vec<_> = meant.iter().map(ToString::to_string).collect();
+            format!("{asked:?} may be several: {}", meant.join(", "))
+        }
+    }
 }
 
 fn problems(count: usize) -> String {
@@ -466,6 +493,8 @@ impl Error {
             | Self::File { .. }
             | Self::UnknownNetwork { .. }
             | Self::NoRevision(_)
+            | Self::Unfound { .. }
+            | Self::NoStatus(_)
             | Self::NoCode(_)
             | Self::NoTest { .. }
             | Self::NotAsked { .. }
@@ -487,6 +516,7 @@ impl Error {
             Self::Guarded { .. } => "guarded",
             Self::TestsFail(_) => "tests",
             Self::NoTest { .. } | Self::NotAsked { .. } | Self::Unresolved(_) => "usage",
+            Self::Unfound { .. } | Self::NoStatus(_) => "usage",
             Self::Control(error) => error.code(),
             Self::Version(_) => "version",
             Self::Keys(_) | Self::AfterCommit { .. } | Self::NotTakenBack { .. } => "keys",
@@ -603,6 +633,12 @@ impl Error {
                 near.unwrap_or_else(|| "`nmplan show` lists what the server has".into())
             }
             Self::Unresolved(Unresolved::Ambiguous { .. }) => "name one of these".into(),
+            Self::Unfound { asked, unfound: Unfound::Unknown { known }, .. } => {
+                let near = did_you_mean(asked, known.iter().map(String::as_str));
+                near.unwrap_or_else(|| "`nmplan show` lists what the server has".into())
+            }
+            Self::Unfound { unfound: Unfound::Ambiguous { .. }, .. } => "name one of these".into(),
+            Self::NoStatus(id) => format!("see its declaration:\n\n    nmplan show {id}"),
             Self::Unresolved(Unresolved::Apart { .. }) => return None,
             Self::Enter(error) => return error.help().map(str::to_owned),
             Self::NothingToBringUp => "declare a node in a network: node \"db-1\"".into(),

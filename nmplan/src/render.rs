@@ -4,6 +4,7 @@
 //! relies on colour: the symbols `+ ~ -` carry the meaning.
 
 mod carrying;
+mod details;
 mod difference;
 mod explanation;
 mod guard;
@@ -21,13 +22,14 @@ use owo_colors::OwoColorize;
 use schema::diff::Action;
 use schema::value::{Data, Value};
 
+pub use details::details;
 pub use explanation::explanation;
 pub use guard::{guard, guards};
 pub use history::{HistoryEntry, RevisionState, history};
 pub use keys::tokens;
 pub use plan::{Shown, changes, plan};
 pub use problems::{Lines, problems};
-pub use status::{bans, declared, nodes, status};
+pub use status::{bans, declared, nodes, status, status_of};
 pub use verdicts::{tests_hold, verdicts};
 
 /// How a difference shows that there is no value.
@@ -72,6 +74,17 @@ fn value(value: &Value) -> String {
 /// Lines below a title; nothing if there are none.
 fn section(title: &str, of: Vec<String>) -> String {
     if of.is_empty() { String::new() } else { format!("\n{}\n{}", title.bold(), lines(of)) }
+}
+
+/// Facts, each with its name before it and in lines of its own; one without a line is left out.
+fn facts(facts: Vec<(&'static str, Vec<String>)>) -> String {
+    let width = facts.iter().filter(|(_, lines)| !lines.is_empty()).map(|(name, _)| name.len()).max();
+    let width = width.unwrap_or_default();
+    let named = |(name, lines): (&str, Vec<String>)| {
+        let line = |(place, line)| format!("  {:width$}  {line}\n", if place == 0 { name } else { "" });
+        lines.into_iter().enumerate().map(line).collect::<String>()
+    };
+    facts.into_iter().map(named).collect()
 }
 
 /// Lines, each with its end.

@@ -55,6 +55,11 @@ fn in_use() -> Workspace {
     workspace
 }
 
+/// `BEFORE`, in which there is nothing to warn of.
+fn with_a_key_for_one() -> String {
+    BEFORE.replace("uses=5", "uses=1")
+}
+
 fn keys(workspace: &Workspace) -> BTreeMap<ResourceId, String> {
     serde_json::from_str(&workspace.read("keys.json")).unwrap()
 }
@@ -165,7 +170,7 @@ fn the_server_of_the_env_overrides_the_one_of_the_environment_and_a_note_says_so
         "nmplan.kdl",
         "project \"acme\" schema=1\nenv \"prod\" { server \"https://a.example\"; use \"mesh/\" }\n",
     );
-    workspace.write("mesh/corp.kdl", BEFORE);
+    workspace.write("mesh/corp.kdl", &with_a_key_for_one());
     workspace.environment = vec![("NMPLAN_SERVER".into(), "https://b.example".into())];
     let plan = workspace.nmplan("plan -C @.");
     assert_eq!(plan.stderr, "The env prod names https://a.example, so NMPLAN_SERVER is not used.\n\n");
@@ -529,7 +534,7 @@ fn without_a_terminal_the_command_that_applies_is_named() {
 #[test]
 fn an_apply_that_creates_a_key_needs_a_sink_for_its_token() {
     let workspace = workspace();
-    workspace.write("corp.kdl", BEFORE);
+    workspace.write("corp.kdl", &with_a_key_for_one());
     let refused = workspace.nmplan("apply -C @. --project acme -y");
     assert_eq!((refused.exit, workspace.server.state().revision), (1, Revision(0)));
     insta::assert_snapshot!(refused.stderr);
@@ -595,7 +600,7 @@ fn tokens_are_kept_if_a_refusal_proves_nothing_about_an_earlier_attempt() {
 #[test]
 fn tokens_are_kept_as_long_as_the_server_may_have_created_their_keys() {
     let workspace = workspace();
-    workspace.write("corp.kdl", BEFORE);
+    workspace.write("corp.kdl", &with_a_key_for_one());
     workspace.server.fail(&NO_ANSWER);
     let unknown = workspace.nmplan("apply -C @. --project acme -y --keys-to @keys.json");
     assert_eq!((unknown.exit, workspace.server.state().revision), (1, Revision(1)));
@@ -613,7 +618,7 @@ const NO_ANSWER: [Fault; 5] =
 #[test]
 fn tokens_reach_their_sink_if_it_is_unknown_whether_the_plan_was_applied() {
     let mut workspace = workspace();
-    workspace.write("corp.kdl", BEFORE);
+    workspace.write("corp.kdl", &with_a_key_for_one());
     workspace.server.fail(&NO_ANSWER);
     let printed = workspace.nmplan("apply -C @. --project acme -y --keys-to -");
     assert_eq!((printed.exit, workspace.server.state().revision), (1, Revision(1)), "{}", printed.all());
@@ -704,7 +709,7 @@ fn tokens_on_standard_output_are_alone_there() {
 #[test]
 fn a_token_goes_to_a_command_after_the_commit_and_its_failure_says_what_to_do() {
     let mut workspace = workspace();
-    workspace.write("corp.kdl", BEFORE);
+    workspace.write("corp.kdl", &with_a_key_for_one());
     let apply = "apply -C @. --project acme -y --keys-to :vault";
     let missing = workspace.nmplan(apply);
     assert_eq!((missing.exit, workspace.server.state().revision), (1, Revision(0)), "{}", missing.all());
@@ -1338,7 +1343,11 @@ fn keys_that_let_nobody_join_are_seen_in_plan_show_and_status() {
     });
     for line in ["plan -C @before --project acme", "show", "status"] {
         let shown = workspace.nmplan(line).stdout;
-        assert!(shown.contains("  corp/access-key/ci  used up: 5 uses\n"), "{line}: {shown}");
+        let said = match line {
+            "status" => "corp     ci          spent  0 of 5     never\n",
+            _ => "  corp/access-key/ci  used up: 5 uses\n",
+        };
+        assert!(shown.contains(said), "{line}: {shown}");
         assert!(shown.contains("raise `uses`"), "{line}: {shown}");
     }
     // A key that exists may get a day that has begun: that ends it.
@@ -1362,7 +1371,7 @@ fn keys_that_let_nobody_join_are_seen_in_plan_show_and_status() {
 #[test]
 fn an_apply_prints_how_a_host_joins_with_each_new_key() {
     let workspace = workspace();
-    let keys = "access-key \"any\" uses=9\n access-key \"one\" { for \"gw\" }\n access-key \"two\" { for \"gw\" \"db\" }";
+    let keys = "access-key \"any\" uses=9 expires=\"30d\"\n access-key \"one\" { for \"gw\" }\n access-key \"two\" { for \"gw\" \"db\" }";
     workspace.write(
         "corp.kdl",
         &format!("network \"corp\" {{\n ipv4 \"10.40.0.0/16\"\n node \"gw\"; node \"db\"\n {keys}\n}}\n"),

@@ -166,18 +166,14 @@ fn nodes_and_pairs_are_limited_by_what_the_plan_does_to_them() {
         workspace.write("mesh/corp.kdl", &corp("acl \"deny\"", "abcdefghij"));
         let apply = workspace.nmplan("apply -C @. -y");
         assert_eq!(apply.exit, exit, "{limit}: {}", apply.all());
-        assert_eq!(
-            apply.stderr.contains("12 pairs would lose reachability"),
-            exit == 3,
-            "{}",
-            apply.stderr
-        );
+        assert_eq!(apply.stderr.contains("12 pairs would lose reachability"), exit == 3, "{}", apply.stderr);
         assert_eq!(workspace.nmplan("apply -C @. -y --allow max-reach-lost").exit, 0);
     }
     let workspace = guarded("guard max-delete=0 max-nodes-changed=0 max-reach-lost=0");
     workspace.write("mesh/corp.kdl", &corp("acl \"deny\"; mtu 1380", ""));
     let all = workspace.nmplan("apply -C @. -y --json");
-    assert_eq!(codes(&all), ["plan::max_delete", "plan::max_nodes_changed", "plan::max_reach_lost"]);
+    let refused = ["plan::max_delete", "plan::max_nodes_changed", "plan::max_reach_lost"];
+    assert_eq!(codes(&all), [&["plan::isolated_node"], &refused[..]].concat());
     let one = workspace.nmplan("apply -C @. -y --allow max-delete --allow max-reach-lost");
     assert_eq!(one.exit, 3, "each is let through by its own name: {}", one.all());
     assert!(one.stderr.contains("refused by the rule max-nodes-changed\n"), "{}", one.stderr);

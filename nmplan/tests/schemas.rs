@@ -5,7 +5,7 @@ mod workspace;
 
 use std::path::Path;
 
-use nmplan::commands::schema::{events, lab, plan};
+use nmplan::commands::schema::{events, lab, plan, show, status};
 use schema::world::World;
 use serde_json::Value;
 use workspace::{Workspace, example, join, online, pending};
@@ -23,7 +23,9 @@ fn fits(schema: &Value, value: &Value) {
 
 #[test]
 fn the_published_schemas_are_fresh() {
-    for (name, schema) in [("plan", plan()), ("events", events()), ("lab", lab())] {
+    let all =
+        [("plan", plan()), ("events", events()), ("lab", lab()), ("show", show()), ("status", status())];
+    for (name, schema) in all {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("schema/{name}.schema.json"));
         let fresh = format!("{schema:#}\n");
         if std::env::var_os("UPDATE").is_some() {

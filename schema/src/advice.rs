@@ -1,89 +1,77 @@
 //! What a careful colleague would say of a plan: warnings that need the server's world, beside those of the files
-//! alone. Pure: from the declarations and what has joined, as they are after the plan.
+//! alone. Pure: from the declarations and what has joined, before the plan and after it.
+//!
+//! What has long been so is not said again: nobody would read it. But for [`name_servers`], each of these is about
+//! what the plan makes, changes or brings about, so that the plan after an apply is silent. None counts pairs of
+//! members. Start at [`advice`].
+
+mod carriers;
+mod entries;
+mod isolation;
+mod keys;
+mod name_servers;
+mod rules;
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::sync::Arc;
 
-use ipnet::IpNet;
-
-use crate::access::Protocol;
 use crate::inventory::Inventory;
-use crate::judge::{access_of, everybody_reaches};
-use crate::kinds::{Egress, ExternalClient, Ingress, Network};
+use crate::kinds::Resource;
 use crate::report::{Code, Problem, Report};
 use crate::rules::source_map::SourceMap;
-use crate::scalars::{NetworkName, Selector};
+use crate::scalars::NetworkName;
 use crate::snapshot::{ResourceId, Snapshot};
-use crate::text::count;
+use crate::value::Step;
 
-/// The port of name servers (RFC 1035, section 4.2).
-const DNS: u16 = 53;
+/// Declarations, and what has joined.
+pub type Parts<'a> = (&'a Snapshot, &'a Inventory);
 
-/// What is to be said of these networks.
+/// What is to be said of these networks, which are so before a plan and after it.
 pub fn advice<'a>(
     networks: impl IntoIterator<Item = &'a NetworkName>,
-    declared: &Snapshot,
-    inventory: &Inventory,
-    source_map: &SourceMap,
+    before: Parts<'a>,
+    after: Parts<'a>,
+    source_map: &'a SourceMap,
 ) -> Report {
     let mut report = Report::default();
+    let changed: BTreeSet<_> = before.0.differences(after.0).map(|(id, ..)| &id.network).collect();
     for network in networks {
-        let Some(settings) = declared.network(network).filter(|settings| settings.name_service) else {
-            continue;
-        };
-        let resolvers = inventory.resolvers().iter();
-        let closed = resolvers.filter_map(|address| closed(*address, network, settings, declared, inventory));
-        for message in closed {
-            let id = ResourceId::of_network(network.clone());
-            let problem = Problem::new(Code::ResolverClosed, message).at(source_map.location(&id, &[]));
-            report.push(problem.about(id).help(format!(
-                "allow every member udp and tcp {DNS} there, or give the server another COREDNS_ADDR"
-            )));
+        let planned = Planned { network, before, after, source_map };
+        name_servers::check(&planned, &mut report);
+        if changed.contains(network) {
+            entries::check(&planned, &mut report);
+            keys::check(&planned, &mut report);
+            carriers::check(&planned, &mut report);
+            rules::check(&planned, &mut report);
+            isolation::check(&planned, &mut report);
         }
     }
     report
 }
 
-/// Whom rules keep from a name server that members are given, in words; nothing if they keep nobody, or it is not
-/// reached through the network.
-fn closed(
-    address: IpAddr,
-    network: &NetworkName,
-    settings: &Network,
-    declared: &Snapshot,
-    inventory: &Inventory,
-) -> Option<String> {
-    let mut egress = declared.all_in::<Egress>(network).flat_map(|(_, egress)| egress.ranges.iter());
-    let inside = settings.ranges().any(|range| range.contains(&address))
-        || egress.any(|range| range.net().prefix_len() > 0 && range.net().contains(&address));
-    if !inside {
-        return None;
-    }
-    let to = BTreeSet::from([Selector::Range(IpNet::from(address))]);
-    // They are given others.
-    let own_dns = |client: &ExternalClient| {
-        let ingress = declared.named::<Ingress>(network, &client.via.name);
-        ingress.is_some_and(|ingress| !ingress.dns.is_empty())
-    };
-    let clients = declared.all_in::<ExternalClient>(network).filter(|(_, client)| own_dns(client));
-    let except: BTreeSet<_> = clients.map(|(id, _)| Selector::Name(id.name.clone())).collect();
-    [Protocol::Udp, Protocol::Tcp].into_iter().find_map(|protocol| {
-        let access = access_of(Some(protocol), Some(DNS));
-        let sides = (to.clone(), except.clone());
-        let verdict = everybody_reaches(network, sides, access, declared, inventory).filter(|it| it.fails())?;
-        let given = format!("the name server {address} (COREDNS_ADDR)");
-        Some(match verdict.counterexample {
-            None => format!("members of network {network} are given {given}, an address that nobody there has"),
-            Some(pair) => {
-                let more = match verdict.pairs.saturating_sub(1) {
-                    0 => String::new(),
-                    more => format!(" and {}", count(more, "more member")),
-                };
-                format!(
-                    "{}{more} of network {network} may not open {protocol} {DNS} at {given}: they do not resolve names of the network by it",
-                    pair.from
-                )
-            }
+/// One network, before a plan and after it.
+#[derive(Clone, Copy)]
+struct Planned<'a> {
+    network: &'a NetworkName,
+    before: Parts<'a>,
+    after: Parts<'a>,
+    source_map: &'a SourceMap,
+}
+
+impl<'a> Planned<'a> {
+    /// The resources of a kind that the plan makes or changes: each as it was, if it was there, and as it is.
+    fn changed<T: Resource>(&self) -> impl Iterator<Item = (&'a ResourceId, Option<&'a Arc<T>>, &'a Arc<T>)> {
+        let network = self.network;
+        let here = self.before.0.differences(self.after.0).filter(move |(id, ..)| id.network == *network);
+        here.filter_map(|(id, was, is)| {
+            let is = is.filter(|is| was.is_none_or(|was| was.object != is.object))?;
+            Some((id, was.and_then(|was| T::of(&was.object)), T::of(&is.object)?))
         })
-    })
+    }
+
+    /// A warning about a resource, at one of its fields, or without one at its name.
+    fn warning(&self, code: Code, message: String, id: &ResourceId, field: Option<&'static str>) -> Problem {
+        let path = field.map(Step::Field);
+        Problem::new(code, message).at(self.source_map.location(id, path.as_slice())).about(id)
+    }
 }

@@ -16,11 +16,11 @@ use crate::compile::ways::carrier;
 use crate::diff::Change;
 use crate::guard::Guard;
 use crate::inventory::{Admission, Inventory, KeyStatus, NodeId, NodeProblem};
-use crate::kinds::{AccessKey, Egress, Node, Relay};
+use crate::kinds::{AccessKey, Egress, Ingress, Node, Relay};
 use crate::limits::GuardChange;
 use crate::plan::Plan;
 use crate::published::Time;
-use crate::scalars::{Fingerprint, Identity, Name, Verifier, WireGuardKey};
+use crate::scalars::{Fingerprint, Identity, Name, NetworkName, Verifier, WireGuardKey};
 use crate::snapshot::{Owner, Provenance, ResourceId, Revision, Snapshot};
 use crate::subject::Subject;
 
@@ -164,6 +164,21 @@ pub fn relay_states(snapshot: &Snapshot, inventory: &Inventory) -> Vec<CarrierSt
     states.map(|(id, relay)| carrier_state(id, &relay.via, None, inventory)).collect()
 }
 
+/// Which nodes carry every egress, ingress and relay of a network.
+pub fn carrier_states(
+    network: &NetworkName,
+    snapshot: &Snapshot,
+    inventory: &Inventory,
+) -> Vec<CarrierState> {
+    let egress = snapshot.all_in::<Egress>(network);
+    let egress = egress.map(|(id, egress)| carrier_state(id, &egress.via, Some(&id.name), inventory));
+    let ingress = snapshot.all_in::<Ingress>(network);
+    let ingress = ingress.map(|(id, it)| carrier_state(id, std::slice::from_ref(&it.via), None, inventory));
+    let relays = snapshot.all_in::<Relay>(network);
+    let relays = relays.map(|(id, relay)| carrier_state(id, &relay.via, None, inventory));
+    egress.chain(ingress).chain(relays).collect()
+}
+
 fn carrier_state(
     id: &ResourceId,
     via: &[Ref<Node>],
@@ -203,6 +218,18 @@ pub enum KeyPhase {
     Spent,
     /// It has expired.
     Expired,
+}
+
+impl KeyState {
+    /// Whether it lets hosts join.
+    pub fn is_open(&self) -> bool {
+        self.state == KeyPhase::Open
+    }
+
+    /// How often it may still be used; absent: any number of times.
+    pub fn left(&self) -> Option<u32> {
+        Some(self.uses?.saturating_sub(self.used))
+    }
 }
 
 /// The state of every access key that is declared and has been made.

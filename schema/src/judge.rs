@@ -3,11 +3,12 @@
 //!
 //! Tests are judged on [`members`], which have joined or are taken to have, and on ranges behind gateways. Those
 //! that no rule, no test and no [way](Paths) distinguishes are alike, and pairs of these are judged, never pairs
-//! of members: only a counterexample names two. Start at [`judge`]; [`explain`] answers for two members or ranges, and
-//! [`present`] for those that are there at present.
+//! of members: only a counterexample names two. Start at [`judge`]; [`explain`] answers for two members or ranges,
+//! [`present`] for those that are there at present, and [`unused`] names whom no rule is about.
 
 pub mod explain;
 pub mod present;
+pub mod unused;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

@@ -64,6 +64,13 @@ impl Report {
         sorted.into_iter()
     }
 
+    /// The problems for which something is true, and the others.
+    #[must_use]
+    pub fn partition(self, is: impl Fn(&Problem) -> bool) -> (Self, Self) {
+        let (these, others) = self.problems.into_iter().partition(is);
+        (Self { problems: these }, Self { problems: others })
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.problems.len()
@@ -278,6 +285,22 @@ codes! {
         "The server reserves a range for its tunnels to agents: 10.101.0.0/16, or what its COMMS_RANGE sets. A host in a network with the same addresses could not distinguish the two. Nor may an egress forward to a part of it."
     ResolverClosed "plan::resolver_closed" Warning "name server out of reach"
         "Members ask the name servers of the server's COREDNS_ADDR for names of the network. One of these is in a range of the network, or behind one of its gateways, and rules keep members from its port 53, or nobody has its address: there names of the network do not resolve."
+    OldAddress "plan::old_address" Warning "entry with an address that was"
+        "A DNS entry has an address that a member has no longer after the plan, or one of a range that the network has no longer: so the name would lead to nobody, or to another member that gets the address. An entry with `node` follows its node, whatever address that has."
+    EndlessKey "plan::endless_key" Warning "key that never expires"
+        "The plan makes an access key with which several hosts may join, or one that may be used more often than before, and which has no `expires`. Whoever finds its token in an old script or a backup can join with it. A key that may be used once, and one with `for`, which lets in only the nodes that it names, is no reason to warn."
+    SingleCarrier "plan::single_carrier" Warning "many depend on one node"
+        "At least five members depend on an egress or a relay with one node in `via`, so that they lose what it carries whenever that node restarts. The first node of several that is there carries, and the next one takes over by itself. Said when the plan brings it about: at the fifth member, or when the second node goes."
+    IsolatedNode "plan::isolated_node" Warning "node that reaches nobody"
+        "By the rules of the network nobody may open anything at the node, and it may open nothing itself, neither at members nor at what is behind a gateway. Said when the plan makes or changes the node, or brings this about. Nodes that carry traffic for others are of use without rules."
+    RuleCovered "plan::rule_covered" Warning "rule that another one covers"
+        "Whatever the rule allows, one other rule of the network allows as well, whoever joins: so it has no effect, and removing it would close nothing. Said when the plan makes or changes one of the two."
+    RuleOfOne "plan::rule_of_one" Warning "rule about one member alone"
+        "Both sides of the rule select one and the same member, which reaches itself without rules."
+    RelayOfNobody "plan::relay_of_nobody" Warning "relay that carries nobody"
+        "The `for` of the relay selects external clients alone. What these send and get is carried by the node of their ingress, so the relay carries nobody's traffic."
+    RouteWithoutRule "plan::route_without_rule" Warning "route without permission"
+        "An egress gives members a route, and never permission: in a network whose `acl` is `deny`, rules say who may open what in its ranges. No rule lets any of those that it is for open anything there, so what they send is dropped. Said when the plan makes or changes the egress, or brings this about."
     EndpointInMesh "plan::endpoint_in_mesh" Error "endpoint inside of a mesh"
         "The endpoint lies in a range of a network, is the address of a member, or lies in the range of the server's tunnels to agents: the tunnel would run through itself. In a range that was let through with `--allow cut-off` only addresses of members are refused."
     CutOff "plan::cut_off" Error "range that holds the server"

@@ -25,38 +25,48 @@ pub fn moment(time: Timestamp) -> String {
 
 /// How long ago a time was, in one unit; a time in the future counts as now.
 pub fn ago(time: Timestamp, now: Timestamp) -> String {
-    let seconds = now.duration_since(time).as_secs().max(0);
+    format!("{} ago", span(now.duration_since(time).as_secs().max(0)))
+}
+
+/// How far away a time is, in one unit: `in 25 days`; a time in the past counts as now.
+pub fn until(time: Timestamp, now: Timestamp) -> String {
+    format!("in {}", span(time.duration_since(now).as_secs().max(0)))
+}
+
+fn span(seconds: i64) -> String {
     match seconds {
-        0..120 => format!("{seconds} s ago"),
-        120..7_200 => format!("{} min ago", seconds / 60),
-        7_200..172_800 => format!("{} h ago", seconds / 3_600),
-        _ => format!("{} days ago", seconds / 86_400),
+        ..120 => format!("{seconds} s"),
+        120..7_200 => format!("{} min", seconds / 60),
+        7_200..172_800 => format!("{} h", seconds / 3_600),
+        _ => format!("{} days", seconds / 86_400),
     }
 }
 
-/// The order in which people list names: numbers in them by their value, so that `host-2` is before `host-10`.
-pub fn natural(one: &str, other: &str) -> Ordering {
-    let (mut one, mut other) = (one.as_bytes(), other.as_bytes());
-    let digits = |text: &[u8]| text.iter().take_while(|byte| byte.is_ascii_digit()).count();
-    while let (Some(a), Some(b)) = (one.first(), other.first()) {
-        let (left, right) = (digits(one), digits(other));
-        if left == 0 || right == 0 {
-            if a != b {
-                return a.cmp(b);
-            }
-            (one, other) = (&one[1..], &other[1..]);
-            continue;
-        }
-        let value =
-            |text: &[u8]| text.iter().position(|byte| *byte != b'0').map_or(text.len(), |zeros| zeros);
-        let (a, b) = (&one[value(&one[..left])..left], &other[value(&other[..right])..right]);
-        let order = a.len().cmp(&b.len()).then_with(|| a.cmp(b)).then(left.cmp(&right));
+/// The order in which people look for names: numbers in them count as numbers, so `host-2` is before `host-10`.
+/// Names that differ in leading zeros alone are in the order of their characters.
+pub fn natural(a: &str, b: &str) -> Ordering {
+    let (mut left, mut right) = (a, b);
+    while let (Some(one), Some(other)) = (left.chars().next(), right.chars().next()) {
+        let order = if one.is_ascii_digit() && other.is_ascii_digit() {
+            let (first, second) = (digits(&mut left), digits(&mut right));
+            first.len().cmp(&second.len()).then_with(|| first.cmp(second))
+        } else {
+            (left, right) = (&left[one.len_utf8()..], &right[other.len_utf8()..]);
+            one.cmp(&other)
+        };
         if order.is_ne() {
             return order;
         }
-        (one, other) = (&one[left..], &other[right..]);
     }
-    one.len().cmp(&other.len())
+    left.len().cmp(&right.len()).then_with(|| a.cmp(b))
+}
+
+/// Takes the digits off that a text begins with; without leading zeros.
+fn digits<'a>(text: &mut &'a str) -> &'a str {
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, rest) = text.split_at(end);
+    *text = rest;
+    digits.trim_start_matches('0')
 }
 
 /// A text that anybody may have written, such as the message of a commit: nothing of it that controls a terminal, or
@@ -121,6 +131,23 @@ mod tests {
             [-5, 119, 120, 7_200, 172_800].map(after),
             ["0 s ago", "119 s ago", "2 min ago", "2 h ago", "2 days ago"]
         );
+    }
+
+    #[test]
+    fn names_with_numbers_are_in_the_order_of_the_numbers() {
+        let sorted = ["", "a", "a-2", "a-10", "a-10-b", "a02", "a2", "a10b2", "a10b10", "b", "b1"];
+        let place = |name: &str| sorted.iter().position(|it| *it == name);
+        for (one, other) in sorted.iter().flat_map(|one| sorted.iter().map(move |other| (*one, *other))) {
+            assert_eq!(natural(one, other), place(one).cmp(&place(other)), "{one} {other}");
+        }
+        assert_eq!(natural("n18446744073709551616", "n18446744073709551617"), Ordering::Less, "any length");
+    }
+
+    #[test]
+    fn a_time_that_comes_is_as_far_away_as_one_that_was() {
+        let now: Timestamp = "2026-11-24T12:00:00Z".parse().expect("good");
+        let after = |seconds| until(now + jiff::SignedDuration::from_secs(seconds), now);
+        assert_eq!([-5, 119, 7_200, 172_800].map(after), ["in 0 s", "in 119 s", "in 2 h", "in 2 days"]);
     }
 
     #[test]

@@ -77,7 +77,8 @@ fn whom_rules_keep_from_a_name_server_is_said_once_with_the_first_of_them() {
         let mut inventory = joined(&[("late", 77, &["web"])]);
         inventory.set_resolvers([resolver.parse().unwrap()].into());
         let network = "corp".parse().unwrap();
-        let report = advice([&network], &world.snapshot, &inventory, &world.source_map);
+        let parts = (&world.snapshot, &inventory);
+        let report = advice([&network], parts, parts, &world.source_map);
         report.problems().map(|problem| problem.message.to_string()).collect()
     };
     let nodes = r#"node "ns" ipv4="10.40.0.53" { tags "dns" }

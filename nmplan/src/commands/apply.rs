@@ -16,6 +16,7 @@ use schema::kinds::AccessKey;
 use schema::plan::{FORMAT, Plan};
 use schema::scalars::{Name, Seconds};
 use schema::snapshot::{ResourceId, Revision, Snapshot};
+use schema::source_map::SourceMap;
 use schema::subject::Subject;
 use schema::text::{count, path as shown};
 use schema::world::{ServerInfo, World};
@@ -129,7 +130,7 @@ fn check<C>(args: &args::Apply, run: &Run<'_, C>) -> Result<(), Error> {
 }
 
 async fn planned<C: ControlPlane>(run: &mut Run<'_, C>) -> Result<(Ready, C), Error> {
-    let loaded = run.load("applied")?;
+    let loaded = run.load_to_plan("applied")?;
     if loaded.project.is_none() {
         return Err(Error::NoProject);
     }
@@ -153,6 +154,8 @@ async fn saved<C: ControlPlane>(path: &Path, run: &mut Run<'_, C>) -> Result<(Re
     if let Some(LogEntry { revision, actor, time, .. }) = carried_out(&plan, &world, &server).await? {
         return Err(Error::Undone { revision, actor, time });
     }
+    let warnings = run.advice(&plan, BTreeSet::new(), (&info, &world), &SourceMap::default());
+    run.show_problems(&[], &warnings)?;
     Ok((Ready { plan, loaded: None, info, world }, server))
 }
 

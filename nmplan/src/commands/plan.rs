@@ -23,7 +23,7 @@ pub async fn run<C: ControlPlane>(args: &args::Plan, run: &mut Run<'_, C>) -> Re
     if run.console.json {
         run.console.event(&events::version())?;
     }
-    let loaded = run.load("planned")?;
+    let loaded = run.load_to_plan("planned")?;
     let server = (run.connect)(loaded.server.as_deref())?;
     let (info, world) = run.observe(&server).await?;
     let plan = run.plan(&loaded, &info, &world)?;

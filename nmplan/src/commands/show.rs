@@ -1,16 +1,17 @@
-//! `nmplan show`: shows a saved plan, what a revision changed, or what the server has.
+//! `nmplan show`: shows a resource, a saved plan, what a revision changed, or what the server has.
 
 use std::path::Path;
 
 use jiff::Timestamp;
 use schema::api::{LogEntry, key_states};
+use schema::details::Details;
 use schema::inventory::NodeId;
 use schema::plan::Plan;
 use schema::snapshot::Revision;
 use schema::text::{moment, plain};
 use schema::world::{ServerInfo, World};
 
-use super::{Run, apply, plan};
+use super::{Run, apply, plan, status};
 use crate::args;
 use crate::control::ControlPlane;
 use crate::error::{Error, Exit};
@@ -22,15 +23,53 @@ pub async fn run<C: ControlPlane>(args: &args::Show, run: &mut Run<'_, C>) -> Re
     match &args.what {
         None => newest(run).await,
         // What is there is a file, whatever it is called.
-        Some(path) => match path
-            .to_str()
-            .and_then(|text| text.parse().ok())
-            .filter(|_| path.symlink_metadata().is_err())
-        {
-            Some(number) => revision(Revision(number), run).await,
+        Some(path) if path.symlink_metadata().is_ok() => saved(path, run).await,
+        Some(path) => match path.to_str() {
+            Some(text) => match text.parse() {
+                Ok(number) => revision(Revision(number), run).await,
+                Err(_) if is_name(text) => named(text, run).await,
+                Err(_) => saved(path, run).await,
+            },
             None => saved(path, run).await,
         },
     }
+}
+
+/// Whether a text is written as an id or a name is, and not as the path of a file mostly is.
+fn is_name(text: &str) -> bool {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-/".contains(c);
+    !text.starts_with('/') && text.chars().all(plain)
+}
+
+/// Shows everything that is known of one resource.
+async fn named<C: ControlPlane>(what: &str, run: &mut Run<'_, C>) -> Result<Exit, Error> {
+    let server = connect(run)?;
+    let (_, world) = run.observe(&server).await?;
+    let id = status::found(what, true, run.only.as_ref(), &world)?;
+    let log = match world.snapshot.entry(&id).map(|entry| entry.revision) {
+        Some(written) => entry_of(written, &server, run).await?,
+        None => None,
+    };
+    let now = Timestamp::now();
+    let details = Details::of(&id, &world, log.as_ref(), now);
+    let text = if run.console.json {
+        serde_json::to_string(&details).expect("details can be written as JSON") + "\n"
+    } else {
+        render::details(&details, server.name(), world.revision, now)
+    };
+    run.console.stdout(&text)?;
+    Ok(Exit::Done)
+}
+
+/// The entry of a revision in the log, if it has one.
+async fn entry_of<C: ControlPlane>(
+    number: Revision,
+    server: &C,
+    run: &mut Run<'_, C>,
+) -> Result<Option<LogEntry>, Error> {
+    let after = Revision(number.0.saturating_sub(1));
+    let log = run.console.waiting("reading the log", server.revisions(after, 1)).await?;
+    Ok(log.into_iter().find(|entry| entry.revision == number))
 }
 
 /// Shows what the server has, in short.
@@ -52,9 +91,7 @@ async fn newest<C: ControlPlane>(run: &mut Run<'_, C>) -> Result<Exit, Error> {
 /// Shows what one revision changed, by whom and why.
 async fn revision<C: ControlPlane>(number: Revision, run: &mut Run<'_, C>) -> Result<Exit, Error> {
     let server = connect(run)?;
-    let after = Revision(number.0.saturating_sub(1));
-    let log = run.console.waiting("reading the log", server.revisions(after, 1)).await?;
-    let entry = log.into_iter().find(|entry| entry.revision == number).ok_or(Error::NoRevision(number))?;
+    let entry = entry_of(number, &server, run).await?.ok_or(Error::NoRevision(number))?;
     let text = if run.console.json {
         serde_json::to_string(&entry).expect("an entry can be written as JSON") + "\n"
     } else {

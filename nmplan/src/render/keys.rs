@@ -1,11 +1,14 @@
 //! Access keys: how hosts join with new ones, and which of the old ones let nobody in.
 
+use comfy_table::Color;
+use jiff::Timestamp;
 use owo_colors::OwoColorize;
 use schema::api::{KeyPhase, KeyState};
 use schema::scalars::Name;
 use schema::snapshot::ResourceId;
-use schema::text::{count, moment, path, word};
+use schema::text::{count, moment, path, until, word};
 
+use super::table::{Entry, Table};
 use crate::keys::Sink;
 
 /// How many commands are printed unless all are asked for.
@@ -41,14 +44,55 @@ pub(super) fn closed(keys: &[KeyState]) -> Vec<String> {
     let width = shut.iter().map(|key| key.id.to_string().len()).max().unwrap_or_default();
     let mut lines: Vec<_> =
         shut.iter().map(|key| format!("  {:width$}  {}", key.id.to_string(), why(key))).collect();
-    if !lines.is_empty() {
-        lines.push(
-            "  To let more hosts join, raise `uses` or `expires`, or give the key another name."
-                .dimmed()
-                .to_string(),
-        );
-    }
+    lines.extend((!lines.is_empty()).then(advice));
     lines
+}
+
+/// How a key that lets nobody in any more may let hosts in again.
+fn advice() -> String {
+    "  To let more hosts join, raise `uses` or `expires`, or give the key another name.".dimmed().to_string()
+}
+
+/// What to do about the keys in a [`table`] that let nobody in any more; nothing if there are none.
+pub(super) fn reopen(keys: &[KeyState]) -> String {
+    if keys.iter().all(KeyState::is_open) { String::new() } else { advice() + "\n" }
+}
+
+/// The keys, each with what is left of it.
+pub(super) fn table(keys: &[KeyState], now: Timestamp) -> Table {
+    let mut table = Table::new(&["NETWORK", "ACCESS KEY", "STATE", "USES LEFT", "EXPIRES"]);
+    for key in keys {
+        let state = match key.state {
+            KeyPhase::Open => Entry::coloured("open", Color::Green),
+            KeyPhase::Spent => Entry::coloured("spent", Color::Red),
+            KeyPhase::Expired => Entry::coloured("expired", Color::Red),
+        };
+        table.row([
+            Entry::of(&key.id.network),
+            Entry::of(&key.id.name),
+            state,
+            Entry::of(uses_left(key)),
+            Entry::of(expires(key, now)),
+        ]);
+    }
+    table
+}
+
+/// How often a key may still be used, of how often.
+pub(super) fn uses_left(key: &KeyState) -> String {
+    match (key.left(), key.uses) {
+        (Some(left), Some(uses)) => format!("{left} of {uses}"),
+        (_, _) => format!("any number ({} so far)", key.used),
+    }
+}
+
+/// When a key expires, or did.
+pub(super) fn expires(key: &KeyState, now: Timestamp) -> String {
+    match key.expires {
+        None => "never".to_owned(),
+        Some(end) if end <= now => moment(end),
+        Some(end) => format!("{} ({})", moment(end), until(end, now)),
+    }
 }
 
 fn why(KeyState { state, used, expires, .. }: &KeyState) -> String {

@@ -12,8 +12,8 @@ use schema::text::{ago, count, moment, plain};
 use schema::world::BarredDocument;
 
 use super::keys::closed;
-use super::section;
 use super::table::{Entry, Table};
+use super::{facts, section};
 
 /// The state of the nodes, as a table in lines of `columns`, and what is wrong with nodes and keys.
 pub fn status(document: &StatusDocument, server: &str, now: Timestamp, columns: Option<usize>) -> String {
@@ -25,12 +25,92 @@ pub fn status(document: &StatusDocument, server: &str, now: Timestamp, columns: 
     if !egress.is_empty() || !relays.is_empty() {
         text += &format!("\n{}", carriers(egress.iter().chain(relays), nodes).text(columns));
     }
-    let problems = nodes.iter().flat_map(|node| node.problems.iter().map(move |problem| (node, problem)));
-    let problems =
-        problems.map(|(node, problem)| format!("  {}: {} ({})", node.id, problem.message, problem.code));
+    if !keys.is_empty() {
+        text += &format!("\n{}", super::keys::table(keys, now).text(columns));
+        text += &super::keys::reopen(keys);
+    }
     text + &section("Hosts that wait to be let in", waiting(nodes, now))
-        + &section("Problems", problems.collect())
-        + &section("Access keys that let nobody join", closed(keys))
+        + &section("Problems", problems(nodes))
+}
+
+/// What is not as it should be on hosts.
+fn problems(nodes: &[NodeStatus]) -> Vec<String> {
+    let problems = nodes.iter().flat_map(|node| node.problems.iter().map(move |problem| (node, problem)));
+    problems.map(|(node, problem)| format!("  {}: {} ({})", node.id, problem.message, problem.code)).collect()
+}
+
+/// The state of one thing, of which a status has been cut down to what concerns it; a table in lines of `columns`.
+pub fn status_of(
+    id: &ResourceId,
+    document: &StatusDocument,
+    server: &str,
+    now: Timestamp,
+    columns: Option<usize>,
+) -> String {
+    let StatusDocument { epoch: _, revision, nodes, keys, egress, relays } = document;
+    let mut text = format!("{id} on {server}, revision {revision}\n");
+    for node in nodes.iter().filter(|node| node.pending.is_none()) {
+        text += &format!("\n{}", facts(node_facts(node, keys, *revision, now)));
+    }
+    if !egress.is_empty() || !relays.is_empty() {
+        text += &format!("\n{}", carriers(egress.iter().chain(relays), nodes).text(columns));
+    }
+    if !keys.is_empty() {
+        text += &format!("\n{}", super::keys::table(keys, now).text(columns));
+        text += &super::keys::reopen(keys);
+    }
+    text + &section("Hosts that wait to be let in", waiting(nodes, now))
+        + &section("Problems", problems(nodes))
+}
+
+fn node_facts(
+    node: &NodeStatus,
+    keys: &[KeyState],
+    newest: Revision,
+    now: Timestamp,
+) -> Vec<(&'static str, Vec<String>)> {
+    let listed = |items: Vec<String>| if items.is_empty() { Vec::new() } else { vec![items.join(", ")] };
+    let addresses = listed(node.addresses.iter().map(ToString::to_string).collect());
+    let tags = listed(node.tags.iter().map(ToString::to_string).collect());
+    if node.state == Presence::Awaiting {
+        let how = match keys {
+            [] => {
+                "no open access key has it in its `for`: declare one, or let a host in that asks, by `approved`"
+            }
+            [_, ..] => "with one of these access keys",
+        };
+        let state = vec!["awaiting: no host has joined as it".to_owned()];
+        return vec![
+            ("state", state),
+            ("reserved", addresses),
+            ("tags", tags),
+            ("joins", vec![how.to_owned()]),
+        ];
+    }
+    let seen = node.last_check_in.map(|time| format!("{} ({})", ago(time, now), moment(time)));
+    let has = node.acknowledged.map(|at| match at >= newest {
+        true => "everything that concerns it".to_owned(),
+        false => format!("revision {at}, and not yet what concerns it since"),
+    });
+    vec![
+        ("state", vec![word(node.state).to_owned()]),
+        ("last check-in", vec![seen.unwrap_or_else(|| "none since the server started".to_owned())]),
+        ("has", vec![has.unwrap_or_else(|| "unknown what it has".to_owned())]),
+        ("control", vec![transport(node.control).to_owned()]),
+        ("addresses", addresses),
+        ("tags", tags),
+        ("host", listed(node.os.iter().map(|os| plain(os)).collect())),
+        ("fingerprint", listed(node.fingerprint.iter().map(ToString::to_string).collect())),
+    ]
+}
+
+const fn word(state: Presence) -> &'static str {
+    match state {
+        Presence::Online => "online",
+        Presence::Silent => "silent",
+        Presence::Awaiting => "awaiting",
+        Presence::Pending => "pending",
+    }
 }
 
 fn table(nodes: &[NodeStatus], newest: Revision, now: Timestamp) -> Table {
@@ -149,12 +229,12 @@ fn counts(nodes: &[NodeStatus]) -> String {
 }
 
 fn state(node: &NodeStatus) -> Entry {
-    match node.state {
-        Presence::Online => Entry::coloured("online", Color::Green),
-        Presence::Silent => Entry::coloured("silent", Color::Red),
-        Presence::Awaiting => Entry::coloured("awaiting", Color::Yellow),
-        Presence::Pending => Entry::coloured("pending", Color::Yellow),
-    }
+    let colour = match node.state {
+        Presence::Online => Color::Green,
+        Presence::Silent => Color::Red,
+        Presence::Awaiting | Presence::Pending => Color::Yellow,
+    };
+    Entry::coloured(word(node.state), colour)
 }
 
 const fn transport(control: Control) -> &'static str {

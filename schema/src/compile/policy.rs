@@ -352,6 +352,26 @@ impl Policy {
         Standing { from: all(&self.from, &begins), to: all(&self.to, &|_| true) }
     }
 
+    /// For each of these standings, of which there are so many members or ranges, whether any rule lets one of them
+    /// open anything at another of all of these, or another at it. Costs a pass over the rules for each standing.
+    pub(crate) fn taking_part(&self, parties: &[(&Standing, usize)]) -> Vec<bool> {
+        let count = |side: &dyn Fn(&Standing) -> &FixedBitSet| {
+            let mut counts = vec![0; self.rules.len()];
+            for (standing, many) in parties {
+                side(standing).ones().for_each(|place| counts[place] += many);
+            }
+            counts
+        };
+        let (from, to) = (count(&|it| &it.from), count(&|it| &it.to));
+        let gives = |place: &usize| !self.rules[*place].1.access.is_nothing();
+        // Nobody needs a rule to reach itself.
+        let meets = |own: &FixedBitSet, other: &FixedBitSet, others: &[usize]| {
+            own.ones().filter(gives).any(|place| others[place] > usize::from(other.contains(place)))
+        };
+        let takes_part = |it: &Standing| meets(&it.from, &it.to, &to) || meets(&it.to, &it.from, &from);
+        parties.iter().map(|(standing, _)| !self.restricted || takes_part(standing)).collect()
+    }
+
     fn rule(&self, id: &ResourceId) -> Option<&Rule> {
         let place = self.rules.binary_search_by(|(rule, _)| rule.cmp(id)).ok()?;
         Some(&self.rules[place].1)

@@ -1,0 +1,109 @@
+//! One node that many depend on, where another could stand by: a gateway or a relay with one node in `via`. Of an
+//! ingress or a hub there is one only, so nothing could be done about it; a plan's "Who carries traffic for
+//! others" says so of every single one.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Parts, Planned};
+use crate::attribute::Ref;
+use crate::compile::members::{Member, members};
+use crate::kinds::{Egress, ExternalClient, Node, Relay};
+use crate::report::{Code, Report};
+use crate::rules::selected::Selected;
+use crate::scalars::{Name, Selector};
+use crate::snapshot::ResourceId;
+use crate::text::count;
+
+/// How many members make a single node worth a warning: with fewer, whoever plans has them all in view.
+pub const MANY: usize = 5;
+
+/// Checks the gateways and relays of a network.
+pub(super) fn check(planned: &Planned<'_>, report: &mut Report) {
+    let Users { single: had, .. } = Users::of(planned, planned.before);
+    let Users { single, for_nobody } = Users::of(planned, planned.after);
+    for (id, Single { node, users, loss }) in single {
+        if users < MANY || had.get(&id).is_some_and(|before| before.users >= MANY) {
+            continue;
+        }
+        let depend = count(users as u64, "member");
+        let message = format!("{depend} depend on {node} alone, by {id}: while it is away, {loss}");
+        let problem = planned.warning(Code::SingleCarrier, message, &id, Some("via"));
+        report.push(problem.help(format!("name a second node that stands by: via \"{node}\" \"OTHER\"")));
+    }
+    for (id, was, is) in planned.changed::<Relay>() {
+        let selected = |relay: &Relay| (*relay.r#for).clone();
+        if for_nobody.contains(id) && was.is_none_or(|was| selected(was) != selected(is)) {
+            let message = format!(
+                "{id} is for external clients alone, which their ingress carries: it carries nobody's traffic"
+            );
+            let problem = planned.warning(Code::RelayOfNobody, message, id, Some("for"));
+            report.push(problem.help("select nodes, or remove the relay".to_owned()));
+        }
+    }
+}
+
+/// A gateway or relay with one node.
+struct Single {
+    node: Name,
+    /// How many members depend on it: nodes that have joined or are declared, and external clients.
+    users: usize,
+    /// What they lose without it.
+    loss: String,
+}
+
+/// Who depends on the gateways and relays of a network.
+#[derive(Default)]
+struct Users {
+    single: BTreeMap<ResourceId, Single>,
+    /// The relays that external clients alone are selected for.
+    for_nobody: BTreeSet<ResourceId>,
+}
+
+impl Users {
+    fn of(planned: &Planned<'_>, (declared, inventory): Parts<'_>) -> Self {
+        let network = planned.network;
+        let mut users = Self::default();
+        let alone = |via: &[Ref<Node>]| match via {
+            [only] => Some(only.name.clone()),
+            _ => None,
+        };
+        let single =
+            declared.all_in::<Egress>(network).filter_map(|(id, it)| Some((id, it, alone(&it.via)?)));
+        let single: Vec<_> = single.collect();
+        let relays: Vec<_> = declared.all_in::<Relay>(network).collect();
+        if single.is_empty() && relays.is_empty() {
+            return users;
+        }
+        let members = members(network, declared, inventory);
+        let is_client = |name: &Name| declared.named::<ExternalClient>(network, name).is_some();
+        let chosen = |of: &BTreeSet<Selector>| Selected::by(of.iter(), network, declared);
+        for (id, egress, node) in single {
+            let side = egress.r#for.as_ref().map(|side| chosen(side));
+            let on = |name: &Name, member: &Member| {
+                *name != node && side.as_ref().is_none_or(|side| holds(side, name, member))
+            };
+            let count = members.iter().filter(|(name, it)| it.key.is_none() && on(name, it)).count();
+            let ranges: Vec<_> = egress.ranges.iter().map(|range| range.net().to_string()).collect();
+            let loss = format!("none of them reaches {}", ranges.join(", "));
+            users.single.insert(id.clone(), Single { node, users: count, loss });
+        }
+        for (id, relay) in relays {
+            let side = chosen(&relay.r#for);
+            let carried: Vec<_> = members.iter().filter(|(name, it)| holds(&side, name, it)).collect();
+            if !carried.is_empty() && carried.iter().all(|(name, _)| is_client(name)) {
+                users.for_nobody.insert(id.clone());
+            }
+            let Some(node) = alone(&relay.via) else { continue };
+            let of_files =
+                |(name, it): &&(&Name, &Member)| it.key.is_none() && **name != node && !is_client(name);
+            let count = carried.iter().filter(of_files).count();
+            let loss = "none of them reaches anybody".to_owned();
+            users.single.insert(id.clone(), Single { node, users: count, loss });
+        }
+        users
+    }
+}
+
+fn holds(side: &Selected, name: &Name, Member { tags, addresses, key: _ }: &Member) -> bool {
+    side.holds(name, tags, addresses)
+}
