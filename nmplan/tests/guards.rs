@@ -243,6 +243,19 @@ fn without_a_project_file_or_for_one_network_the_stored_guard_stays_and_holds() 
 }
 
 #[test]
+fn a_project_that_is_deleted_network_by_network_takes_its_guard_along() {
+    let workspace = guarded("guard max-delete=100");
+    workspace.write("mesh/corp.kdl", "");
+    let plan = workspace.nmplan("plan -C @. --network corp --allow-empty --format json").stdout;
+    assert!(!plan.contains("\"guard\""), "it says nothing of a guard, which is about all networks: {plan}");
+    let deleted = workspace.nmplan("apply -C @. --network corp --allow-empty -y");
+    assert_eq!(deleted.exit, 0, "{}", deleted.all());
+    assert_eq!(workspace.server.state().guards.iter().count(), 0);
+    let all = workspace.nmplan("plan -C @. --allow-empty --detailed-exitcode");
+    assert_eq!(all.exit, 0, "nothing is left to do: {}", all.all());
+}
+
+#[test]
 fn a_protected_network_is_deleted_only_once_it_is_not_protected_any_more_or_let_through() {
     for left in ["", "network \"lab\" { ipv4 \"10.50.0.0/24\"; }\n"] {
         let workspace = guarded("");
