@@ -3,6 +3,7 @@
 
 mod workspace;
 
+use nmplan::control::Fault;
 use schema::scalars::NetworkName;
 use schema::snapshot::Revision;
 use schema::world::World;
@@ -200,6 +201,19 @@ fn a_saved_plan_is_judged_by_what_it_does_when_it_is_applied() {
     assert!(refused.stderr.contains("the plan affects 5 nodes"), "{}", refused.stderr);
     let applied = workspace.nmplan("apply -C @. @plan.json -y --allow max-nodes-changed");
     assert_eq!(applied.exit, 0, "{}", applied.all());
+}
+
+#[test]
+fn what_a_guard_of_which_the_plan_knew_nothing_refuses_ends_with_the_same_exit_code_and_says_what_to_type() {
+    let workspace = guarded("");
+    workspace.write("mesh/corp.kdl", &corp("mtu 1380", "abc"));
+    workspace.server.fail(&[Fault::Limited]);
+    let refused = workspace.nmplan("apply -C @. -y");
+    assert_eq!((refused.exit, revision(&workspace)), (3, 2), "{}", refused.all());
+    for rule in ["max-delete", "max-nodes-changed"] {
+        assert!(refused.stderr.contains(&format!("--allow {rule};")), "{}", refused.stderr);
+    }
+    assert!(refused.stderr.ends_with("Nothing was applied.\n"), "{}", refused.stderr);
 }
 
 #[test]
