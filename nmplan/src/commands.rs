@@ -296,9 +296,11 @@ impl<'a, C: ControlPlane> Run<'a, C> {
             ::schema::plan::plan(&loaded.declared, &owner, self.only.as_ref(), world, info, Timestamp::now());
         match planned {
             Ok(plan) => {
-                // What is about one network says nothing of all.
-                let guard = loaded.guard.as_ref().filter(|_| self.only.is_none());
-                let plan = plan.with_guard(guard, world);
+                // What is about one network says nothing of all; perhaps this token sees no others.
+                let plan = match self.only {
+                    Some(_) => plan,
+                    None => plan.with_guard(loaded.guard.as_ref(), world),
+                };
                 let provenance = self.provenance(loaded);
                 let (provenance, unknown) = match provenance {
                     Ok(provenance) => (Some(provenance), None),

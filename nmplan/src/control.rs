@@ -264,8 +264,11 @@ fn is_unavailable(status: u16) -> bool {
 }
 
 fn help_for(failure: &Failure) -> Option<String> {
-    if let Some(help) = failure.problems.iter().find_map(|problem| problem.help.clone()) {
-        return Some(help);
+    let mut helps = failure.problems.iter().filter_map(|problem| problem.help.clone());
+    if let Some(first) = helps.next() {
+        // Each rule is let through by its own name.
+        let more = helps.filter(|_| failure.code == "guarded").map(|help| format!("\n  {help}"));
+        return Some(first + &more.collect::<String>());
     }
     let text = match failure.code.as_str() {
         "unauthenticated" => "an admin creates a token with `nmserver token create`",

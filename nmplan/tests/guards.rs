@@ -3,6 +3,7 @@
 
 mod workspace;
 
+use nmplan::control::Fault;
 use schema::scalars::NetworkName;
 use schema::snapshot::Revision;
 use schema::world::World;
@@ -199,6 +200,19 @@ fn a_saved_plan_is_judged_by_what_it_does_when_it_is_applied() {
 }
 
 #[test]
+fn what_a_guard_of_which_the_plan_knew_nothing_refuses_ends_with_the_same_exit_code_and_says_what_to_type() {
+    let workspace = guarded("");
+    workspace.write("mesh/corp.kdl", &corp("mtu 1380", "abc"));
+    workspace.server.fail(&[Fault::Limited]);
+    let refused = workspace.nmplan("apply -C @. -y");
+    assert_eq!((refused.exit, revision(&workspace)), (3, 2), "{}", refused.all());
+    for rule in ["max-delete", "max-nodes-changed"] {
+        assert!(refused.stderr.contains(&format!("--allow {rule};")), "{}", refused.stderr);
+    }
+    assert!(refused.stderr.ends_with("Nothing was applied.\n"), "{}", refused.stderr);
+}
+
+#[test]
 fn a_plan_that_changes_a_guard_is_stale_once_somebody_else_has() {
     let workspace = guarded("guard max-delete=3");
     workspace.write("nmplan.kdl", &project("guard max-delete=4"));
@@ -236,6 +250,19 @@ fn without_a_project_file_or_for_one_network_the_stored_guard_stays_and_holds() 
         assert_eq!(over.exit, 3, "{place}: {}", over.all());
         assert_eq!(workspace.server.state().guards, stored, "{place}");
     }
+}
+
+#[test]
+fn a_project_that_is_deleted_network_by_network_takes_its_guard_along() {
+    let workspace = guarded("guard max-delete=100");
+    workspace.write("mesh/corp.kdl", "");
+    let plan = workspace.nmplan("plan -C @. --network corp --allow-empty --format json").stdout;
+    assert!(!plan.contains("\"guard\""), "it says nothing of a guard, which is about all networks: {plan}");
+    let deleted = workspace.nmplan("apply -C @. --network corp --allow-empty -y");
+    assert_eq!(deleted.exit, 0, "{}", deleted.all());
+    assert_eq!(workspace.server.state().guards.iter().count(), 0);
+    let all = workspace.nmplan("plan -C @. --allow-empty --detailed-exitcode");
+    assert_eq!(all.exit, 0, "nothing is left to do: {}", all.all());
 }
 
 #[test]

@@ -26,7 +26,7 @@ use crate::rules::Claim;
 use crate::scalars::{Endpoint, EndpointHost, Name, NetworkName, Seconds};
 use crate::snapshot::{ResourceId, Snapshot};
 use crate::text::natural;
-use crate::view::{Interface, Peer, Resolution, Route, Tunnel, View, ViewDelta, changed_tunnels};
+use crate::view::{Forward, Interface, Peer, Resolution, Route, Tunnel, View, ViewDelta, changed_tunnels};
 use crate::world::ServerInfo;
 
 /// How many entries each list of an impact has at most; more are only counted.
@@ -85,7 +85,7 @@ pub struct NodeImpact {
     /// Whether what may be opened at it changes, by nodes that it knows before and afterwards.
     #[serde(default)]
     pub filter: bool,
-    /// What else of its interface changes.
+    /// What else of its interface changes, or of what it forwards to.
     #[serde(default)]
     pub settings: Vec<SettingChange>,
     /// Its addresses that change, one entry for each family.
@@ -147,11 +147,12 @@ pub struct RouteChange {
     pub breaks: bool,
 }
 
-/// A field of a node's interface that changes, as the files call it.
+/// A field of a node's interface that changes, as the files call it, or what it forwards to for an egress that it is
+/// at before and afterwards.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub struct SettingChange {
-    /// Its name: `listen-port`, `mtu`, `keepalive`, `check-in`, `name-servers`.
+    /// Its name: `listen-port`, `mtu`, `keepalive`, `check-in`, `name-servers`, `egress office`.
     pub name: String,
     /// What it was; null: nothing.
     pub before: Option<String>,
@@ -271,6 +272,8 @@ struct Shared {
     /// What all resolve before and afterwards.
     known: [Known; 2],
     filter: bool,
+    /// What is forwarded to otherwise.
+    forwards: Vec<SettingChange>,
     /// The routes into the mesh, afterwards.
     leads: Vec<IpNet>,
 }
@@ -398,6 +401,7 @@ impl Change<'_> {
         impact.carries = parts(node, self.carrying);
         impact.filter = shared.filter;
         impact.settings = settings(before, after);
+        impact.settings.extend(shared.forwards.iter().cloned());
         impact.readdressed = self.readdressed(node, before, after);
         let loses_one = impact.readdressed.iter().any(|it| it.before.is_some());
         impact.sessions_break = loses_one
@@ -502,6 +506,7 @@ impl Change<'_> {
         };
         let mut shared = Shared {
             filter: filter_changes((&before, &after), &delta, was, is),
+            forwards: forward_changes(&before, &after),
             internet: internet_changes(&before, &after, &delta),
             paths: self.paths.as_ref().map(|paths| paths.of((was, from), (is, to))).unwrap_or_default(),
             ..Shared::default()
@@ -894,6 +899,24 @@ fn settings(before: &Interface, after: &Interface) -> Vec<SettingChange> {
     ];
     let differ = fields.into_iter().filter(|(_, before, after)| before != after);
     differ.map(|(name, before, after)| SettingChange { name: name.to_owned(), before, after }).collect()
+}
+
+/// What a node forwards to otherwise than before, of what it does before and afterwards.
+fn forward_changes(before: &View, after: &View) -> Vec<SettingChange> {
+    let text = |forward: &Forward| {
+        let ranges: Vec<_> = forward.ranges.keys().map(ToString::to_string).collect();
+        let nat = if forward.nat { "with" } else { "without" };
+        let by = forward.interface.as_ref().map(|name| format!(" by {name}")).unwrap_or_default();
+        format!("{} {nat} NAT{by}", ranges.join(", "))
+    };
+    let both = before.forwards.iter().filter_map(|(name, had)| Some((name, had, after.forwards.get(name)?)));
+    let texts = both.map(|(name, had, has)| (name, text(had), text(has)));
+    let change = |(name, before, after)| SettingChange {
+        name: format!("egress {name}"),
+        before: Some(before),
+        after: Some(after),
+    };
+    texts.filter(|(_, before, after)| before != after).map(change).collect()
 }
 
 /// Whom addresses of a network are reserved for.

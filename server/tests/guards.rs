@@ -198,7 +198,7 @@ async fn a_token_sees_and_changes_the_guards_of_its_projects_and_networks_alone(
     let token = token_beside(directory.path(), Role::Applier, &["corp"], &[]);
     let (_, code, detail) = failure(server.send(&token, &request(guard)).await).await;
     assert_eq!(code, "denied", "{detail}");
-    assert!(detail.contains("--network") && !detail.contains("lab"), "{detail}");
+    assert!(detail.contains("nmplan apply --network NETWORK") && !detail.contains("lab"), "{detail}");
     let without = plan(&server, &format!("{LAB}{changed}"), None).await;
     assert_eq!(server.send(&token, &request(without)).await.status(), StatusCode::OK);
 }

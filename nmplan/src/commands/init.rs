@@ -83,6 +83,9 @@ fn project_file(project: &Name, server: &str) -> String {
 // The project: its name, and for each env the server and the files.
 project \"{project}\" schema=1
 
+// How much one apply may do, unless --allow lets it through once; it counts from the next apply on.
+// guard max-delete=\"10% or 3\" max-nodes-changed=\"50%\" max-reach-lost=\"10%\"
+
 env \"default\" {{
     server {server:?}
     use \"mesh/\"

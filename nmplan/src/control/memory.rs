@@ -16,8 +16,9 @@ use schema::decode::decode_body;
 use schema::guard::{self, Judgement};
 use schema::inventory::{Barred, KeyStatus, NodeId};
 use schema::kinds::AccessKey;
+use schema::limits::{Limits, StoredGuard};
 use schema::report::Report;
-use schema::scalars::{CaPin, Fingerprint, Identity, Name, NetworkName, SigningKey, Verifier};
+use schema::scalars::{CaPin, Fingerprint, Identity, Limit, Name, NetworkName, SigningKey, Verifier};
 use schema::snapshot::{Entry, ResourceId, Revision};
 use schema::source_map::SourceMap;
 use schema::subject::Subject;
@@ -61,6 +62,8 @@ pub enum Fault {
     Race,
     /// The server gets the address 192.0.2.11 a moment before.
     Moved,
+    /// Somebody else stores a guard of its project that allows nothing a moment before.
+    Limited,
 }
 
 impl Memory {
@@ -347,6 +350,14 @@ impl ControlPlane for Memory {
             }
             Some(Fault::Moved) => {
                 inner.info.addresses = vec![IpAddr::from([192, 0, 2, 11])];
+                inner.apply(request)
+            }
+            Some(Fault::Limited) => {
+                let nothing: Option<Limit> = "0".parse().ok();
+                let limits =
+                    Limits { max_delete: nothing, max_nodes_changed: nothing, max_reach_lost: nothing };
+                let revision = inner.world.revision;
+                inner.world.guards.put(request.plan.owner(), StoredGuard { revision, limits });
                 inner.apply(request)
             }
             Some(Fault::FullDisk) => {

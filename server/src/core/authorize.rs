@@ -277,7 +277,7 @@ pub enum Denied {
     Unmanaged(ResourceId),
     /// The role is valid for certain networks, and the project manages something in others.
     #[error(
-        "the token is not valid for all that the guard of {0} is about; leave it as it is, with --network"
+        "the token is not valid for all that the guard of {0} is about; leave it as it is: nmplan apply --network NETWORK"
     )]
     Guard(Owner),
 }
