@@ -1,8 +1,7 @@
 //! What do access rules cost: compiling a large network, following its changes, what its nodes are sent, a
 //! plan? Beside it the same network in which everybody may open everything.
 //!
-//! Everything is in memory and on one core. Each node has one of 30 roles and is at one of 6 sites, two thirds
-//! of the roles have some that handle cards: 300 classes. `NODES` (10000) and `RULES` (100) change the size.
+//! Everything is in memory and on one core. `NODES` (10000) and `RULES` (100) change the size.
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
 use std::collections::BTreeMap;
@@ -10,6 +9,7 @@ use std::time::Duration;
 
 use end_to_end::load::memory_of;
 use end_to_end::meshes::{compile, declare, follow, followed, median, network, number, put_node, timed};
+use end_to_end::roles::{GROUPS, ROLES, group, join, rule, side, tag, world};
 use jiff::Timestamp;
 use prost::Message as _;
 use proto::convert::encode_delta;
@@ -25,12 +25,6 @@ use schema::snapshot::{Entry, Owner, Revision};
 use schema::source_map::SourceMap;
 use schema::world::{ServerInfo, World};
 
-const ROLES: u32 = 30;
-const SITES: u32 = 6;
-/// Groups, each of three roles.
-const GROUPS: u32 = 10;
-/// How many nodes files declare.
-const DECLARED: u32 = 1_000;
 /// How many changes a server remembers.
 const REMEMBERED: u32 = 1_024;
 
@@ -85,54 +79,6 @@ fn row(what: &str, times: [Option<Duration>; 2], limit: &str) {
         None => String::new(),
     };
     println!("| {what} | {} | {} | {limit} |", cell(times[0]), cell(times[1]));
-}
-
-fn tag(text: &str) -> Name {
-    text.parse().expect("a tag")
-}
-
-/// A side of rules: a role, a site, who handles cards, or a group.
-fn side(place: u32) -> String {
-    match place {
-        0..30 => format!("tag:role-{place}"),
-        30..36 => format!("tag:site-{}", place - 30),
-        36 => "tag:cards".into(),
-        _ => format!("g{}", (place - 37) % GROUPS),
-    }
-}
-
-fn rule(world: &mut World, name: &str, [from, to]: [&str; 2], place: u32) {
-    let port = 1_000 + place % 20;
-    let body = format!(r#"{{"from":"{from}","to":"{to}","proto":"tcp","ports":[{port}]}}"#);
-    declare(world, &format!("corp/allow/{name}"), &body);
-}
-
-fn group(world: &mut World, place: u32, node: Option<u32>) {
-    let roles = [0, 1, 2].map(|role| format!(r#""role-{}""#, place * 3 + role)).join(",");
-    let nodes = node.map(|node| format!(r#","nodes":["n{node}"]"#)).unwrap_or_default();
-    declare(world, &format!("corp/group/g{place}"), &format!(r#"{{"tags":[{roles}]{nodes}}}"#));
-}
-
-fn join(world: &mut World, number: u32) {
-    let (role, site) = (number % ROLES, number / ROLES % SITES);
-    let cards = role < ROLES * 2 / 3 && (number / (ROLES * SITES)).is_multiple_of(2);
-    let tags = [format!("role-{role}"), format!("site-{site}")];
-    put_node(world, number, tags.iter().map(|text| tag(text)).chain(cards.then(|| tag("cards"))));
-}
-
-fn world(acl: &str, nodes: u32, rules: u32) -> World {
-    let mut world = World { epoch: 1, revision: Revision(1), ..World::default() };
-    declare(&mut world, "corp", &format!(r#"{{"ipv4":"10.0.0.0/8","acl":"{acl}"}}"#));
-    (0..DECLARED).for_each(|number| declare(&mut world, &format!("corp/node/n{number}"), "{}"));
-    if acl == "deny" {
-        (0..GROUPS).for_each(|place| group(&mut world, place, None));
-        for place in 0..rules {
-            let sides = [side(place * 13 % 47), side((place * 29 + 5) % 47)];
-            rule(&mut world, &format!("r{place}"), [&sides[0], &sides[1]], place);
-        }
-    }
-    (0..nodes).for_each(|number| join(&mut world, number));
-    world
 }
 
 /// The median CPU time of planning one more rule, from the two worlds in memory.

@@ -18,6 +18,7 @@ pub mod loopback;
 pub mod matrix;
 pub mod meshes;
 pub mod name_server;
+pub mod roles;
 pub mod watching;
 
 use std::collections::{BTreeMap, BTreeSet};

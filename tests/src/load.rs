@@ -158,6 +158,20 @@ pub fn raise_file_limit() {
 /// A world as a server would keep it, in the database of a directory: a network with both families, a key,
 /// this many nodes that have joined, and what else is declared, as documents of the REST API.
 pub fn seed(directory: &Path, nodes: u32, declared: &[Value]) {
+    keep(directory, |before| seeded(before, nodes, declared, Timestamp::now()));
+}
+
+/// These declarations and nodes as a server would keep them, in the database of a directory.
+pub fn seed_world(directory: &Path, world: &World) {
+    keep(directory, |before| World {
+        revision: Revision(before.revision.0 + 1),
+        snapshot: world.snapshot.clone(),
+        inventory: world.inventory.clone(),
+        ..before.clone()
+    });
+}
+
+fn keep(directory: &Path, world: impl FnOnce(&World) -> World) {
     let data = DataDir::open(directory).expect("a directory");
     identity::Secrets::open(&data).expect("keys");
     identity::certificate(&data, &[]).expect("a CA");
@@ -166,7 +180,7 @@ pub fn seed(directory: &Path, nodes: u32, declared: &[Value]) {
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(&database).expect("there is none");
     let mut store = Sqlite::open(&database).expect("a database");
     let Stored { world: before, hash, .. } = store.load().expect("it loads");
-    let after = seeded(&before, nodes, declared, Timestamp::now());
+    let after = world(&before);
     let (puts, deletes) = rows::between(&before, &after);
     let entry = LogEntry {
         revision: after.revision,
