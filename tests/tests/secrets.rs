@@ -2,7 +2,7 @@
 //! command in every form, mistakes, damaged files and crashes, searched for every secret.
 //!
 //! ```text
-//! nmserver (with a node of its own) ==== underlay ==== a (registered, joined), b (joined)
+//! nmserver (with a node of its own) ==== underlay ==== a, b (registered, joined)
 //! ```
 
 use std::collections::BTreeSet;
@@ -50,6 +50,30 @@ const NETWORK: &str = r#"network "corp" {
 }
 "#;
 
+/// What admins type without files, and whether it succeeds.
+const COMMANDS: &[(&str, bool)] = &[
+    ("show", true),
+    ("show 1", true),
+    ("show corp", true),
+    ("show corp/access-key/k", true),
+    ("show a", true),
+    ("show phone", true),
+    ("show nothing", false),
+    ("status", true),
+    ("status corp", true),
+    ("status a", true),
+    ("status corp/access-key/once", true),
+    ("history", true),
+    ("node list", true),
+    ("node bans", true),
+    ("node approve corp/x", false),
+    ("node remove corp/nobody -y", false),
+    ("node unban corp/nobody", false),
+    ("explain plan::endless_key", true),
+    ("schema", true),
+    ("schema --for show", true),
+];
+
 /// What is run, and all that came of it.
 struct Run<'a> {
     mesh: &'a Mesh,
@@ -85,11 +109,13 @@ impl Run<'_> {
         command
     }
 
-    /// A command of nmplan in every form.
-    async fn every_form(&mut self, words: &[&str]) {
+    /// A command of nmplan in every form, each of which succeeds or not.
+    async fn every_form(&mut self, words: &[&str], succeeds: bool) {
         for more in [&[][..], &["-v"], &["--json"], &["-v", "--json"]] {
             let command = self.nmplan(&[words, more].concat());
-            self.run(command, false).await;
+            let output = self.run(command, false).await;
+            let printed = text_of(&output.stderr);
+            assert_eq!(output.status.success(), succeeds, "{words:?} {more:?}: {printed}");
         }
     }
 
@@ -112,58 +138,37 @@ async fn admin(run: &mut Run<'_>, tokens: &Tokens) {
     let [file, keys, saved] =
         ["mesh.kdl", "keys.json", "plan.json"].map(|name| mesh.file(name).display().to_string());
     let project = ["--project", "test", "-f", &file];
-    let with = |words: &[&'static str]| -> Vec<String> {
-        words.iter().map(|word| (*word).to_owned()).chain(project.map(str::to_owned)).collect()
-    };
     fs::write(
         &file,
         format!("{NETWORK}network \"lab\" {{ ipv4 \"10.41.0.0/24\"; access-key \"k\" uses=3; }}\n"),
     )
     .expect("written");
-    let planned =
-        [&["validate"][..], &["plan"], &["plan", "--format", "json"], &["test"], &["explain", "a", "b"]];
-    for words in planned {
-        let words = with(words);
-        run.every_form(&words.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    for words in [&["validate"][..], &["plan"], &["test"], &["explain", "a", "b"], &["plan", "--out", &saved]]
+    {
+        run.every_form(&[words, &project[..]].concat(), true).await;
     }
-    let plan = [&["plan", "--out", &saved], &project[..]].concat();
-    run.every_form(&plan).await;
-    run.every_form(&["show", &saved]).await;
-    for words in [
-        "show",
-        "show 1",
-        "show corp",
-        "show corp/access-key/k",
-        "show a",
-        "show phone",
-        "show nothing",
-        "status",
-        "status corp",
-        "status a",
-        "status corp/access-key/once",
-        "history",
-        "node list",
-        "node bans",
-        "node approve corp/x",
-        "node remove nobody -y",
-        "node unban corp/nobody",
-        "explain schema::kdl",
-        "schema",
-        "schema --for show",
-    ] {
-        run.every_form(&words.split(' ').collect::<Vec<_>>()).await;
+    for more in [&[][..], &["-v"]] {
+        let command = run.nmplan(&[&["plan", "--format", "json"], &project[..], more].concat());
+        assert!(run.run(command, false).await.status.success());
+    }
+    run.every_form(&["show", &saved], true).await;
+    for (words, succeeds) in COMMANDS {
+        run.every_form(&words.split(' ').collect::<Vec<_>>(), *succeeds).await;
     }
     let command = run.nmplan(&["init", "-C", &mesh.file("fresh").display().to_string()]);
     run.run(command, false).await;
     // Refused for want of a sink, by a digest, by a sink that fails, and carried out.
-    run.every_form(&[&["apply", "-y"], &project[..]].concat()).await;
-    run.every_form(&[&["apply", "--expect", &"0".repeat(64), "--keys-to", &keys], &project[..]].concat())
-        .await;
+    run.every_form(&[&["apply", "-y"], &project[..]].concat(), false).await;
+    run.every_form(
+        &[&["apply", "--expect", &"0".repeat(64), "--keys-to", &keys], &project[..]].concat(),
+        false,
+    )
+    .await;
     let mut failing = run.nmplan(&[&["apply", "-y", "--keys-to", "@vault"], &project[..]].concat());
-    failing.env("NMPLAN_SINK_VAULT", "cat >/dev/null; exit 9");
-    run.run(failing, false).await;
+    failing.env("NMPLAN_SINK_VAULT", format!("cat >{}; exit 9", mesh.file("vault").display()));
+    assert!(!run.run(failing, false).await.status.success(), "its sink failed");
     fs::write(&file, NETWORK).expect("written");
-    run.every_form(&[&["apply", "-y", "-v", "--keys-to", &keys], &project[..]].concat()[..]).await;
+    run.every_form(&[&["apply", "-y", "--keys-to", &keys], &project[..]].concat(), true).await;
 
     let first = tokens.values().next().expect("there is one");
     for (name, value) in [
@@ -179,13 +184,13 @@ async fn admin(run: &mut Run<'_>, tokens: &Tokens) {
         }
     }
     let at = mesh.server.url().replace("https://", &format!("https://ann:{TYPED}@"));
-    run.every_form(&["status", "--server", &at]).await;
+    run.every_form(&["status", "--server", &at], false).await;
     let damaged = mesh.file("damaged-keys.json");
     let text = fs::read_to_string(&keys).expect("there are tokens");
     fs::write(&damaged, text.replace("\": \"", "\": [\"")).expect("written");
     let to = damaged.display().to_string();
     fs::write(&file, NETWORK.replace("\"once\"", "\"twice\"")).expect("written");
-    run.every_form(&[&["apply", "-y", "--keys-to", &to], &project[..]].concat()).await;
+    run.every_form(&[&["apply", "-y", "--keys-to", &to], &project[..]].concat(), false).await;
     fs::write(&file, NETWORK).expect("written");
 }
 
@@ -202,9 +207,10 @@ async fn client(run: &mut Run<'_>) {
     let key = fs::read_to_string(&key).expect("it was made");
     let damaged = run.mesh.file("damaged.key");
     fs::write(&damaged, format!("x{key}")).expect("written");
+    fs::set_permissions(&damaged, fs::Permissions::from_mode(0o600)).expect("closed");
     let damaged = damaged.display().to_string();
-    run.every_form(&[&conf[..7], &["--key", &damaged]].concat()).await;
-    run.every_form(&["apply", "-y", "--project", "test", "-f", &file]).await;
+    run.every_form(&[&conf[..7], &["--key", &damaged]].concat(), false).await;
+    run.every_form(&["apply", "-y", "--project", "test", "-f", &file], true).await;
 }
 
 /// Everything that is typed on a host, and what is mistyped.
@@ -329,6 +335,9 @@ fn secrets(mesh: &Mesh, agents: &[Agent], tokens: &Tokens, viewer: &str) -> Vec<
         let kept = ["/keys.json", "/damaged-keys.json"];
         all.push(Marked::new(format!("the seed of {id}"), *token.seed.expose(), &kept));
     }
+    let token: Token =
+        fs::read_to_string(mesh.file("vault")).expect("it was made").trim().parse().expect("a token");
+    all.push(Marked::new("the seed that a command took", *token.seed.expose(), &["/vault"]));
     let admin = fs::read_to_string(data.join("admin.token")).expect("it is there");
     all.push(Marked::new("the admin's token", secret_part(&admin), &["/admin.token"]));
     all.push(Marked::new("a viewer's token", secret_part(viewer), &[]));
@@ -351,8 +360,11 @@ fn secrets(mesh: &Mesh, agents: &[Agent], tokens: &Tokens, viewer: &str) -> Vec<
         ));
         all.push(of_agent(&format!("the identity in {name}"), &directory, "identity-", "seed"));
     }
-    let registered = agents[0].host().directory().join("etc/netclient");
-    all.push(of_agent("the key of the tunnel to the server", &registered, "comms-", "private_key"));
+    for agent in agents {
+        let directory = agent.host().directory().join("etc/netclient");
+        let what = format!("the key of the tunnel to the server in {}", directory.display());
+        all.push(of_agent(&what, &directory, "comms-", "private_key"));
+    }
     let phone = fs::read_to_string(mesh.file("phone.key")).expect("it was made");
     let bytes = phone.trim().as_bytes();
     all.push(Marked::new(
