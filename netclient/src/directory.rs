@@ -482,8 +482,11 @@ fn read(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, DirectoryError> {
 }
 
 fn parse<T: for<'de> Deserialize<'de>>(path: &Path, text: &[u8]) -> Result<T, DirectoryError> {
-    let damaged =
-        |error: serde_json::Error| DirectoryError::Damaged { path: path.into(), why: error.to_string() };
+    let damaged = |error: serde_json::Error| {
+        // The error's own text may quote the file, which may hold a private key.
+        let why = format!("line {}, column {}", error.line(), error.column());
+        DirectoryError::Damaged { path: path.into(), why }
+    };
     serde_json::from_slice(text).map_err(damaged)
 }
 
@@ -513,6 +516,17 @@ fn failed(attempt: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Direc
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_damaged_is_named_with_its_place_and_not_quoted() {
+        for (text, place) in [("\"secret\"", "line 1, column 8"), ("\n{\"secret\": secret", "line 2")] {
+            let error =
+                parse::<u64>(Path::new("/x/network-corp.json"), text.as_bytes()).expect_err("no number");
+            let message = error.to_string();
+            assert!(message.contains(place) && message.contains("/x/network-corp.json"), "{message}");
+            assert!(!message.contains("secret"), "{message}");
+        }
+    }
 
     #[test]
     fn a_path_that_is_too_long_for_sockets_is_refused_before_anything_is_made() {

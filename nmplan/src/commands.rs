@@ -44,7 +44,7 @@ use jiff::Timestamp;
 
 use crate::args::{self, Args, Global, Verb};
 use crate::console::{Console, TO_PRINT};
-use crate::control::{ControlError, ControlPlane, Rest};
+use crate::control::{ControlError, ControlPlane, Rest, without_secrets};
 use crate::environment::Environment;
 use crate::error::{Error, Exit};
 use crate::events;
@@ -246,6 +246,7 @@ impl<'a, C: ControlPlane> Run<'a, C> {
         if let (Some(other), Some(server)) = (from_environment, &loaded.server)
             && other != server
         {
+            let server = without_secrets(server);
             let text = format!("The env {} names {server}, so NMPLAN_SERVER is not used.\n\n", loaded.env);
             self.console.note(&text);
         }

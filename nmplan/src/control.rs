@@ -17,7 +17,7 @@ use schema::text::word;
 use schema::world::WorldDocument;
 
 pub use memory::{Fault, Memory};
-pub use rest::Rest;
+pub use rest::{Rest, without_secrets};
 
 const BACKOFF: [Duration; 4] =
     [Duration::from_millis(200), Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(6)];

@@ -147,6 +147,9 @@ fn each_warning_is_an_event_of_plan_and_of_apply_and_a_saved_plan_has_them_too()
         ("plan::relay_of_nobody", 20),
     ];
     let all: Vec<_> = all.into_iter().map(|(code, line)| (code.to_owned(), line)).collect();
+    let events = workspace.nmplan("plan -C @after --project acme --json").events();
+    let summary = events.iter().find(|event| event["type"] == "summary");
+    assert!(summary.is_some_and(|summary| summary["clients_anew"] == 1), "{summary:?}");
     let mut sorted = warned("plan -C @after --project acme --json --out @plan.json");
     sorted.sort_by(|one, other| (one.1, &one.0).cmp(&(other.1, &other.0)));
     assert_eq!(sorted, all);

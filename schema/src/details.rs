@@ -290,22 +290,18 @@ impl Details {
             changed: entry.and(log).map(Changed::of),
         };
         let (declared, _) = world.parts();
-        match id.kind {
-            Kind::Network => Self::Network(network(declaration, world, now)),
-            Kind::Node => Self::Node(node(declaration, world, now)),
-            Kind::AccessKey => Self::AccessKey(key(declaration, world, now)),
-            Kind::ExternalClient => Self::ExternalClient(client(declaration, world)),
-            Kind::Group
-            | Kind::Dns
-            | Kind::Egress
-            | Kind::Ingress
-            | Kind::Relay
-            | Kind::Allow
-            | Kind::Test => {
-                let carried = carrier_states(&id.network, declared, &world.inventory);
-                let carried = carried.into_iter().find(|state| state.id == *id);
-                Self::Resource(ResourceDetails { declaration, carried })
-            }
+        if id.kind == Kind::Network {
+            Self::Network(network(declaration, world, now))
+        } else if id.kind == Kind::Node {
+            Self::Node(node(declaration, world, now))
+        } else if id.kind == Kind::AccessKey {
+            Self::AccessKey(key(declaration, world, now))
+        } else if id.kind == Kind::ExternalClient {
+            Self::ExternalClient(client(declaration, world))
+        } else {
+            let carried = carrier_states(&id.network, declared, &world.inventory);
+            let carried = carried.into_iter().find(|state| state.id == *id);
+            Self::Resource(ResourceDetails { declaration, carried })
         }
     }
 

@@ -15,6 +15,7 @@ pub mod host_state;
 pub mod lan;
 pub mod load;
 pub mod loopback;
+pub mod marked;
 pub mod matrix;
 pub mod meshes;
 pub mod name_server;

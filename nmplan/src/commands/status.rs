@@ -94,27 +94,27 @@ fn keep_network(status: &mut StatusDocument, only: &NetworkName) {
 /// that let a host join as it.
 fn keep(status: &mut StatusDocument, id: &ResourceId, world: &World) -> Result<(), Error> {
     keep_network(status, &id.network);
-    match id.kind {
-        Kind::Network => return Ok(()),
-        Kind::Node => {
-            let node = id.to_string();
-            // Hosts that wait have ids under the name that they asked for.
-            status.nodes.retain(|it| it.id == node || is_waiting_as(it, id));
-            let awaited = status.nodes.iter().any(|it| it.state == Presence::Awaiting);
-            let keys = admitting(&id.node(), &world.snapshot, &world.inventory, Timestamp::now());
-            status.keys.retain(|key| awaited && keys.iter().any(|it| it.id == key.id));
-            status.egress.retain(|egress| egress.candidates.contains(&id.name));
-            status.relays.retain(|relay| relay.candidates.contains(&id.name));
-        }
-        Kind::AccessKey | Kind::Egress | Kind::Relay => {
-            status.nodes.clear();
-            status.keys.retain(|key| key.id == *id);
-            status.egress.retain(|egress| egress.id == *id);
-            status.relays.retain(|relay| relay.id == *id);
-        }
-        Kind::Group | Kind::Dns | Kind::Ingress | Kind::ExternalClient | Kind::Allow | Kind::Test => {
-            return Err(Error::NoStatus(id.clone()));
-        }
+    if id.kind == Kind::Network {
+        return Ok(());
+    }
+    if id.kind == Kind::Node {
+        let node = id.to_string();
+        // Hosts that wait have ids under the name that they asked for.
+        status.nodes.retain(|it| it.id == node || is_waiting_as(it, id));
+        let awaited = status.nodes.iter().any(|it| it.state == Presence::Awaiting);
+        let keys = admitting(&id.node(), &world.snapshot, &world.inventory, Timestamp::now());
+        status.keys.retain(|key| awaited && keys.iter().any(|it| it.id == key.id));
+        status.egress.retain(|egress| egress.candidates.contains(&id.name));
+        status.relays.retain(|relay| relay.candidates.contains(&id.name));
+        return Ok(());
+    }
+    let StatusDocument { epoch: _, revision: _, nodes, keys, egress, relays } = status;
+    nodes.clear();
+    keys.retain(|key| key.id == *id);
+    egress.retain(|egress| egress.id == *id);
+    relays.retain(|relay| relay.id == *id);
+    if keys.is_empty() && egress.is_empty() && relays.is_empty() {
+        return Err(Error::NoStatus(id.clone()));
     }
     Ok(())
 }

@@ -183,11 +183,26 @@ fn proxy(base: &str, variable: impl Fn(&str) -> Option<String>) -> Option<&'stat
     intercepted.then(|| own.or(all).map(|(name, _)| name)).flatten()
 }
 
+/// A URL as it may be printed: without a user, a password, or what follows the path, where people put tokens.
+pub fn without_secrets(url: &str) -> String {
+    let (start, rest) = match url.split_once("://") {
+        Some((scheme, rest)) => (format!("{scheme}://"), rest),
+        None => (String::new(), url),
+    };
+    let (rest, after) = match rest.find(['?', '#']) {
+        Some(at) => (&rest[..at], &rest[at..=at]),
+        None => (rest, ""),
+    };
+    let rest = rest.rsplit_once('@').map_or(rest.to_owned(), |(_, host)| format!("...@{host}"));
+    let after = if after.is_empty() { String::new() } else { format!("{after}...") };
+    format!("{start}{rest}{after}")
+}
+
 /// The URL of a server, without what the API's paths are added to.
 fn base(typed: &str) -> Result<String, ControlError> {
     // A variable or a file may end with the end of a line.
     let url = typed.trim();
-    let bad = |why: &str| ControlError::Url { url: url.into(), why: why.into() };
+    let bad = |why: &str| ControlError::Url { url: without_secrets(url), why: why.into() };
     if url.contains(|c: char| c.is_whitespace() || c.is_control()) {
         return Err(bad("it contains a blank"));
     }
@@ -286,6 +301,20 @@ mod tests {
             ("https://[2001:db8::1]:8081", "https://[2001:db8::1]:8081"),
         ] {
             assert_eq!(base(given).ok().as_deref(), Some(base_of_it), "{given}");
+        }
+    }
+
+    #[test]
+    fn what_people_put_into_a_url_by_mistake_is_not_printed() {
+        for (url, shown) in [
+            ("https://nm.example.net:8081", "https://nm.example.net:8081"),
+            ("https://ann:se@cret@nm.example.net/x", "https://...@nm.example.net/x"),
+            ("ann:secret@nm.example.net", "...@nm.example.net"),
+            ("https://nm.example.net/?token=nma_x#y", "https://nm.example.net/?..."),
+            ("https://nm.example.net/#nma_x@y", "https://nm.example.net/#..."),
+            ("", ""),
+        ] {
+            assert_eq!(without_secrets(url), shown, "{url}");
         }
     }
 

@@ -113,8 +113,8 @@ fn carrier(CarrierState { id, carrier, candidates, away }: &CarrierState) -> Str
 fn key_state(key: &KeyState, now: Timestamp) -> String {
     let left = uses_left(key);
     match key.state {
-        KeyPhase::Open => format!("open, uses left: {left}, expires: {}", expires(key, now)),
-        KeyPhase::Spent => format!("spent, uses left: {left}"),
+        KeyPhase::Open => format!("open; uses left: {left}; expires: {}", expires(key, now)),
+        KeyPhase::Spent => format!("spent; uses left: {left}"),
         KeyPhase::Expired => format!("expired on {}", expires(key, now)),
     }
 }

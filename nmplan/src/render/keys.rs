@@ -81,6 +81,8 @@ pub(super) fn table(keys: &[KeyState], now: Timestamp) -> Table {
 /// How often a key may still be used, of how often.
 pub(super) fn uses_left(key: &KeyState) -> String {
     match (key.left(), key.uses) {
+        // One with `for` lets a name join again whose node was removed.
+        (Some(0), Some(uses)) if key.is_open() => format!("0 of {uses}, and again after a removal"),
         (Some(left), Some(uses)) => format!("{left} of {uses}"),
         (_, _) => format!("any number ({} so far)", key.used),
     }
@@ -100,5 +102,22 @@ fn why(KeyState { state, used, expires, .. }: &KeyState) -> String {
         (KeyPhase::Expired, Some(end)) => format!("expired on {}", moment(*end)),
         (KeyPhase::Spent, _) => format!("used up: {}", count(*used, "use")),
         (KeyPhase::Expired | KeyPhase::Open, _) => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_of_a_key_says_that_one_for_names_is_never_used_up() {
+        let key = |state, used, uses| {
+            let id = "corp/access-key/k".parse().expect("an id");
+            uses_left(&KeyState { id, state, used, uses, expires: None })
+        };
+        assert_eq!(key(KeyPhase::Open, 2, Some(3)), "1 of 3");
+        assert_eq!(key(KeyPhase::Spent, 3, Some(3)), "0 of 3");
+        assert_eq!(key(KeyPhase::Open, 3, Some(3)), "0 of 3, and again after a removal");
+        assert_eq!(key(KeyPhase::Open, 7, None), "any number (7 so far)");
     }
 }

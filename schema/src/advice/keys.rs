@@ -8,9 +8,8 @@ use crate::scalars::Uses;
 /// How often a key lets hosts join that nobody has to know, for good; nothing if its end comes by itself. A key
 /// that may be used once ends with its use, and one with `for` lets in only those that are named.
 fn endless(key: &AccessKey) -> Option<Uses> {
-    let AccessKey { uses: _, expires, tags: _, r#for } = key;
     let several = key.uses() != Uses::Count(1);
-    (expires.is_none() && r#for.is_empty() && several).then(|| key.uses())
+    (key.expires.is_none() && key.r#for.is_empty() && several).then(|| key.uses())
 }
 
 /// Checks the keys of a network that are made, and those that become such keys, or for more hosts.
