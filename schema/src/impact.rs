@@ -904,7 +904,10 @@ fn settings(before: &Interface, after: &Interface) -> Vec<SettingChange> {
 /// What a node forwards to otherwise than before, of what it does before and afterwards.
 fn forward_changes(before: &View, after: &View) -> Vec<SettingChange> {
     let text = |forward: &Forward| {
-        let ranges: Vec<_> = forward.ranges.keys().map(ToString::to_string).collect();
+        // Parts of a range that rules name are no ranges of their own.
+        let is_part = |range: &&IpNet| forward.ranges.keys().any(|it| it != *range && it.contains(*range));
+        let whole = forward.ranges.keys().filter(|range| !is_part(range));
+        let ranges: Vec<_> = whole.map(ToString::to_string).collect();
         let nat = if forward.nat { "with" } else { "without" };
         let by = forward.interface.as_ref().map(|name| format!(" by {name}")).unwrap_or_default();
         format!("{} {nat} NAT{by}", ranges.join(", "))

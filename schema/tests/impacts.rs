@@ -188,7 +188,10 @@ fn is_the_same(before: &View, after: &View) -> bool {
     let plain = |it: &Interface| Interface { class: ClassId::default(), ..it.clone() };
     let forwards = |view: &View| -> BTreeMap<Name, (BTreeSet<IpNet>, bool)> {
         let one = |(name, forward): (&Name, &std::sync::Arc<schema::view::Forward>)| {
-            (name.clone(), (forward.ranges.keys().copied().collect(), forward.nat))
+            let is_part =
+                |range: &&IpNet| forward.ranges.keys().any(|it| it != *range && it.contains(*range));
+            let whole = forward.ranges.keys().filter(|range| !is_part(range));
+            (name.clone(), (whole.copied().collect(), forward.nat))
         };
         view.forwards.iter().map(one).collect()
     };
