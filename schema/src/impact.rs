@@ -16,14 +16,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::access::{Access, ClassId};
 use crate::compile::Mesh;
-use crate::compile::audience::Audience;
+use crate::compile::audience::{Audience, EntryNames};
 use crate::compile::carrying::{CarryingChange, Part};
 use crate::compile::paths::{Paths, Place};
 use crate::compile::reach::Moment;
 use crate::compile::ways;
 use crate::kinds::Kind;
 use crate::rules::Claim;
-use crate::scalars::{Endpoint, EndpointHost, Name, NetworkName, Seconds};
+use crate::scalars::{DomainName, Endpoint, EndpointHost, Name, NetworkName, Seconds};
 use crate::snapshot::{ResourceId, Snapshot};
 use crate::text::natural;
 use crate::view::{Forward, Interface, Peer, Resolution, Route, Tunnel, View, ViewDelta, changed_tunnels};
@@ -246,12 +246,12 @@ struct Change<'a> {
 }
 
 /// What is shared by the nodes of one audience that are of one afterwards; absent: they leave.
-type OfAudiences = BTreeMap<(Audience, Option<Audience>), Shared>;
+type OfAudiences<'a> = BTreeMap<(Audience, Option<Audience>), Shared<'a>>;
 
 /// What a change means for every node of one audience that is of one afterwards. Where an audience may have
 /// several nodes, each is among the peers of the others, and so of these lists.
 #[derive(Default)]
-struct Shared {
+struct Shared<'a> {
     added: Names,
     removed: Names,
     changed: Names,
@@ -261,7 +261,7 @@ struct Shared {
     allowed_names: Names,
     /// The peers that stay and have another endpoint.
     elsewhere: BTreeSet<Name>,
-    paths: BTreeMap<(Vec<Name>, Vec<Name>), Names>,
+    paths: Vec<MovedTo>,
     routes_added: BTreeSet<IpNet>,
     routes_removed: BTreeSet<IpNet>,
     routes_changed: Vec<RouteChange>,
@@ -270,7 +270,7 @@ struct Shared {
     names_removed: Names,
     names_changed: Names,
     /// What all resolve before and afterwards.
-    known: [Known; 2],
+    known: Option<[Known<'a>; 2]>,
     filter: bool,
     /// What is forwarded to otherwise.
     forwards: Vec<SettingChange>,
@@ -278,30 +278,54 @@ struct Shared {
     leads: Vec<IpNet>,
 }
 
-type Resolutions = OrdMap<Name, Arc<Resolution>>;
-
-/// Names in natural order.
+/// Names, of which the first in natural order are listed.
 #[derive(Default)]
 struct Names {
-    ordered: Vec<Name>,
-    all: BTreeSet<Name>,
+    /// One more than are listed, since the node itself may be among them.
+    first: Vec<Name>,
+    /// All of them, sorted.
+    all: Vec<Name>,
 }
 
 impl FromIterator<Name> for Names {
     fn from_iter<I: IntoIterator<Item = Name>>(names: I) -> Self {
-        let all: BTreeSet<Name> = names.into_iter().collect();
-        let mut ordered: Vec<Name> = all.iter().cloned().collect();
-        ordered.sort_by(|one, other| natural(one.as_str(), other.as_str()));
-        Self { ordered, all }
+        let mut all: Vec<Name> = names.into_iter().collect();
+        all.sort_unstable();
+        all.dedup();
+        Self { first: first_of(all.iter().collect()), all }
     }
 }
 
+/// The first of some names in natural order, one more than are listed.
+fn first_of(mut names: Vec<&Name>) -> Vec<Name> {
+    let order = |one: &&Name, other: &&Name| natural(one.as_str(), other.as_str());
+    if names.len() > LISTED + 1 {
+        names.select_nth_unstable_by(LISTED, order);
+        names.truncate(LISTED + 1);
+    }
+    names.sort_by(order);
+    names.into_iter().cloned().collect()
+}
+
 impl Names {
+    fn has(&self, name: &Name) -> bool {
+        self.all.binary_search(name).is_ok()
+    }
+
+    /// The first of them, and how many more there are.
+    fn list(&self) -> (Vec<Name>, u64) {
+        let first: Vec<Name> = self.first.iter().take(LISTED).cloned().collect();
+        let more = self.all.len() - first.len();
+        (first, more as u64)
+    }
+
     /// The first of them, without the node itself, and how many more there are.
     fn without(&self, node: &Name) -> (Vec<Name>, u64) {
-        let others = self.ordered.iter().filter(|name| *name != node);
-        let all = self.all.len() - usize::from(self.all.contains(node));
-        (others.take(LISTED).cloned().collect(), all.saturating_sub(LISTED) as u64)
+        let others: Vec<Name> =
+            self.first.iter().filter(|name| *name != node).take(LISTED).cloned().collect();
+        let all = self.all.len() - usize::from(self.has(node));
+        let more = all - others.len();
+        (others, more as u64)
     }
 }
 
@@ -310,8 +334,8 @@ fn first<T: Clone>(all: &[T]) -> (Vec<T>, u64) {
     (all.iter().take(LISTED).cloned().collect(), all.len().saturating_sub(LISTED) as u64)
 }
 
-impl Change<'_> {
-    fn impact(&self, node: &Name, shared: &mut OfAudiences) -> Option<NodeImpact> {
+impl<'a> Change<'a> {
+    fn impact(&self, node: &Name, shared: &mut OfAudiences<'a>) -> Option<NodeImpact> {
         let from = self.was.audience(node);
         let is = self.is.filter(|is| is.has(node));
         let to = is.map(|is| is.audience(node));
@@ -338,7 +362,7 @@ impl Change<'_> {
         plain(before) != plain(after)
     }
 
-    fn removal(&self, node: &Name, before: &Interface, from: &Audience, shared: &Shared) -> NodeImpact {
+    fn removal(&self, node: &Name, before: &Interface, from: &Audience, shared: &Shared<'_>) -> NodeImpact {
         let mut routes: Vec<IpNet> = self.was.ranges_of(from).chain(ranges(before)).collect();
         routes.sort();
         let mut impact = nothing(self.was.name(), node);
@@ -356,7 +380,12 @@ impl Change<'_> {
         impact
     }
 
-    fn stays(&self, node: &Name, (before, after): (&Interface, &Interface), shared: &Shared) -> NodeImpact {
+    fn stays(
+        &self,
+        node: &Name,
+        (before, after): (&Interface, &Interface),
+        shared: &Shared<'_>,
+    ) -> NodeImpact {
         let mut impact = nothing(self.was.name(), node);
         impact.put("peers_added", shared.added.without(node), |it| &mut it.peers_added);
         impact.put("peers_removed", shared.removed.without(node), |it| &mut it.peers_removed);
@@ -377,8 +406,9 @@ impl Change<'_> {
         let paths: Vec<PathChange> = shared
             .paths
             .iter()
-            .map(|((before, after), to)| {
-                let (to, more) = to.without(node);
+            .map(|MovedTo { before, after, first, all, has_own }| {
+                let to: Vec<Name> = first.iter().filter(|name| *name != node).take(LISTED).cloned().collect();
+                let more = (all - usize::from(*has_own) - to.len()) as u64;
                 PathChange { to, more, before: before.clone(), after: after.clone() }
             })
             .filter(|change| !change.to.is_empty())
@@ -418,35 +448,36 @@ impl Change<'_> {
         &self,
         node: &Name,
         interfaces: (&Interface, &Interface),
-        shared: &Shared,
+        shared: &Shared<'_>,
         impact: &mut NodeImpact,
     ) {
         let (had, has) = (self.was.own_names(node), self.is.map(|is| is.own_names(node)).unwrap_or_default());
-        let resolves = |interface: &Interface, own: &Resolutions, known: &Known, name: &Name| {
-            if name == node && interface.named {
-                return Some(Resolution::Addresses(addresses(interface)));
+        let (interfaces, own_names) = ([interfaces.0, interfaces.1], [&had, &has]);
+        let (addresses, known) = (interfaces.map(addresses), shared.known.as_ref());
+        let resolves = |at: usize, name: &Name| {
+            if name == node && interfaces[at].named {
+                return Some(Resolved::Addresses(&addresses[at]));
             }
-            let own = || own.get(name).map(|it| (**it).clone());
+            let known = known.map(|known| &known[at]);
+            let own = || own_names[at].get(name).map(|it| Resolved::of(it));
             // Among the peers of its audience it is itself, by a name that its interface has or has not.
-            let peer = || known.peers.get(name).filter(|_| name != node).cloned();
-            peer().or_else(own).or_else(|| known.entry(name))
+            let peer = known.filter(|_| name != node).and_then(|known| known.peer(name));
+            peer.or_else(own).or_else(|| known.and_then(|known| known.entry(name)))
         };
         let mut own: BTreeMap<Difference, Vec<Name>> = BTreeMap::new();
         let all: BTreeSet<&Name> = std::iter::once(node).chain(had.keys()).chain(has.keys()).collect();
         for name in &all {
-            let before = resolves(interfaces.0, &had, &shared.known[0], name);
-            let after = resolves(interfaces.1, &has, &shared.known[1], name);
-            if let Some(difference) = Difference::of(before.as_ref(), after.as_ref()) {
+            if let Some(difference) = Difference::of(resolves(0, name), resolves(1, name)) {
                 own.entry(difference).or_default().push((*name).clone());
             }
         }
         let mut list = |names: &Names, difference| {
             let own = own.remove(&difference).unwrap_or_default();
-            if own.is_empty() && !all.iter().any(|name| names.all.contains(*name)) {
-                return first(&names.ordered);
+            if own.is_empty() && !all.iter().any(|name| names.has(name)) {
+                return names.list();
             }
             let others = names.all.iter().filter(|name| !all.contains(name)).cloned();
-            first(&others.chain(own).collect::<Names>().ordered)
+            others.chain(own).collect::<Names>().list()
         };
         impact.put("names_added", list(&shared.names_added, Difference::Added), |it| &mut it.names_added);
         impact.put("names_removed", list(&shared.names_removed, Difference::Removed), |it| {
@@ -464,8 +495,7 @@ impl Change<'_> {
             |of: &BTreeSet<IpAddr>, ipv4: bool| of.iter().copied().find(|it| it.is_ipv4() == ipv4);
         let change = |ipv4: bool| {
             let (before, after) = (of_family(&had, ipv4), of_family(&has, ipv4));
-            let because = self.why(node, before);
-            (before != after).then_some(Readdressed { before, after, because })
+            (before != after).then(|| Readdressed { before, after, because: self.why(node, before) })
         };
         [true, false].into_iter().filter_map(change).collect()
     }
@@ -486,7 +516,7 @@ impl Change<'_> {
         }
     }
 
-    fn shared(&self, node: &Name, is: &Mesh, from: &Audience, to: &Audience) -> Shared {
+    fn shared(&self, node: &Name, is: &'a Mesh, from: &Audience, to: &Audience) -> Shared<'a> {
         let was = self.was;
         let delta = is.delta_from(was, from, to);
         // Only where several nodes may be of both is each among the others' peers.
@@ -499,11 +529,11 @@ impl Change<'_> {
             return Shared::default();
         };
         // Whoever carries anything at either moment is looked at in both.
-        let named: BTreeSet<&Name> =
-            named.into_iter().chain(before.peers.keys()).chain(after.peers.keys()).collect();
-        let (Some(before), Some(after)) = (part(was, &named), part(is, &named)) else {
-            return Shared::default();
-        };
+        let others = before.peers.keys().chain(after.peers.keys()).filter(|name| !named.contains(*name));
+        let others: Vec<Name> = others.cloned().collect();
+        let named: BTreeSet<&Name> = named.into_iter().chain(&others).collect();
+        let again = (!others.is_empty()).then(|| part(was, &named).zip(part(is, &named))).flatten();
+        let (before, after) = again.unwrap_or((before, after));
         let mut shared = Shared {
             filter: filter_changes((&before, &after), &delta, was, is),
             forwards: forward_changes(&before, &after),
@@ -513,15 +543,17 @@ impl Change<'_> {
         };
         shared.peers(&before, &after, &delta);
         shared.routes(&before, &after, &delta, (was, is));
-        shared.known = [Known::of(&before, was.names_for(from)), Known::of(&after, is.names_for(to))];
-        shared.names(&delta);
+        let known = [(&before, was.names_for(from)), (&after, is.names_for(to))];
+        let known = known.map(|(view, entries)| Known { peers: view.peers.clone(), entries });
+        shared.names(&delta, &known);
+        shared.known = Some(known);
         let into = after.routes.iter().filter(|(range, route)| range.prefix_len() > 0 && !route.carried);
         shared.leads = into.map(|(range, _)| *range).collect();
         shared
     }
 }
 
-impl Shared {
+impl Shared<'_> {
     /// The peers whose tunnels differ.
     fn peers(&mut self, before: &View, after: &View, delta: &ViewDelta) {
         let [had, has] = changed_tunnels(before, after, delta);
@@ -563,9 +595,9 @@ impl Shared {
         let carriers = carriers.filter_map(|name| self.allowed.get_key_value(name)).map(|(name, _)| name);
         let alike: BTreeSet<&Name> = carriers.filter(|peer| change(peer).is_none()).collect();
         let names = &self.allowed_names;
-        let moved = names.ordered.iter().filter(|peer| *peer != node && !alike.contains(*peer));
+        let moved = names.first.iter().filter(|peer| *peer != node && !alike.contains(*peer));
         let list: Vec<AllowedIps> = moved.take(LISTED).filter_map(change).collect();
-        let all = names.all.len() - usize::from(names.all.contains(node)) - alike.len();
+        let all = names.all.len() - usize::from(names.has(node)) - alike.len();
         let more = all.saturating_sub(list.len()) as u64;
         ((list, more), alike.into_iter().filter(|peer| !self.elsewhere.contains(*peer)).collect())
     }
@@ -587,11 +619,11 @@ impl Shared {
         self.routes_changed.sort_by_key(|change| change.range);
     }
 
-    fn names(&mut self, delta: &ViewDelta) {
+    fn names(&mut self, delta: &ViewDelta, known: &[Known<'_>; 2]) {
         let names: BTreeSet<&Name> = delta.peers.keys().chain(delta.names.keys()).collect();
         let mut differ: BTreeMap<Difference, Vec<Name>> = BTreeMap::new();
         for name in names {
-            let [had, has] = self.known.each_ref().map(|known| known.resolves(name));
+            let [had, has] = known.each_ref().map(|known| known.peer(name).or_else(|| known.entry(name)));
             if let Some(difference) = Difference::of(had, has) {
                 differ.entry(difference).or_default().push(name.clone());
             }
@@ -604,27 +636,37 @@ impl Shared {
 }
 
 /// What nodes of an audience resolve, as far as a change is about it.
-#[derive(Default)]
-struct Known {
-    /// The names of peers, and what they resolve to.
-    peers: BTreeMap<Name, Resolution>,
-    /// Each of the other names is in one of these.
-    entries: Vec<Resolutions>,
+struct Known<'a> {
+    peers: OrdMap<Name, Arc<Peer>>,
+    entries: EntryNames<'a>,
 }
 
-impl Known {
-    fn of(view: &View, entries: Vec<Resolutions>) -> Self {
-        let named = view.peers.iter().filter(|(_, peer)| peer.named);
-        let peers = named.map(|(name, peer)| (name.clone(), Resolution::Addresses(peer.addresses.clone())));
-        Self { peers: peers.collect(), entries }
+/// What a name resolves to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Resolved<'a> {
+    Addresses(&'a BTreeSet<IpAddr>),
+    Alias(&'a DomainName),
+}
+
+impl<'a> Resolved<'a> {
+    fn of(resolution: &'a Resolution) -> Self {
+        match resolution {
+            Resolution::Addresses(addresses) => Self::Addresses(addresses),
+            Resolution::Alias(alias) => Self::Alias(alias),
+        }
+    }
+}
+
+impl Known<'_> {
+    /// What a name resolves to as that of a peer.
+    fn peer(&self, name: &Name) -> Option<Resolved<'_>> {
+        let peer = self.peers.get(name).filter(|peer| peer.named)?;
+        Some(Resolved::Addresses(&peer.addresses))
     }
 
-    fn entry(&self, name: &Name) -> Option<Resolution> {
-        self.entries.iter().find_map(|map| map.get(name)).map(|it| (**it).clone())
-    }
-
-    fn resolves(&self, name: &Name) -> Option<Resolution> {
-        self.peers.get(name).cloned().or_else(|| self.entry(name))
+    /// What a name resolves to otherwise.
+    fn entry(&self, name: &Name) -> Option<Resolved<'_>> {
+        self.entries.get(name).map(Resolved::of)
     }
 }
 
@@ -662,6 +704,18 @@ fn allowed_ips(peer: &Name, sides: &[BTreeSet<IpNet>; 2], own: &[BTreeSet<IpNet>
     })
 }
 
+/// Members that the nodes of an audience reach by other nodes than before.
+struct MovedTo {
+    before: Vec<Name>,
+    after: Vec<Name>,
+    /// The first of them in natural order, one more than are listed.
+    first: Vec<Name>,
+    /// How many there are.
+    all: usize,
+    /// Whether the audience's own nodes are among them.
+    has_own: bool,
+}
+
 /// The members and the ways to them, where any differs.
 struct MovedPaths<'a> {
     paths: [Paths<'a>; 2],
@@ -683,11 +737,11 @@ fn moved_paths<'a>(before: Moment<'a>, after: Moment<'a>) -> Option<MovedPaths<'
         carrier: Some(name).filter(|name| mesh.ways().carries(name)).cloned(),
         through: mesh.through(name).cloned(),
     };
-    let mut members: BTreeMap<_, BTreeSet<Name>> = BTreeMap::new();
+    let mut members: BTreeMap<_, Vec<Name>> = BTreeMap::new();
     for (name, class) in was.all_members() {
         let Some(later) = is.class_of(name) else { continue };
         let sides = [(class, place(was, name)), (later, place(is, name))];
-        members.entry(sides).or_default().insert(name.clone());
+        members.entry(sides).or_default().push(name.clone());
     }
     let paths = [before, after].map(|moment| {
         let mesh = moment.mesh.unwrap_or(was);
@@ -704,14 +758,11 @@ fn moved_paths<'a>(before: Moment<'a>, after: Moment<'a>) -> Option<MovedPaths<'
 impl MovedPaths<'_> {
     /// The members that nodes of an audience reach by other nodes than before, of those that they may talk to before
     /// and afterwards, by the nodes passed.
-    fn of(
-        &self,
-        (was, from): (&Mesh, &Audience),
-        (is, to): (&Mesh, &Audience),
-    ) -> BTreeMap<(Vec<Name>, Vec<Name>), Names> {
-        let mut moved: BTreeMap<_, Vec<Name>> = BTreeMap::new();
+    fn of(&self, (was, from): (&Mesh, &Audience), (is, to): (&Mesh, &Audience)) -> Vec<MovedTo> {
+        let mut moved: BTreeMap<_, Vec<(&[(ClassId, Place); 2], &Names)>> = BTreeMap::new();
         let places = [from.place(), to.place()];
-        for ([(had, place), (has, later)], names) in &self.members {
+        for (sides, names) in &self.members {
+            let [(had, place), (has, later)] = sides;
             if !was.are_near(from.class, *had) || !is.are_near(to.class, *has) {
                 continue;
             }
@@ -720,10 +771,19 @@ impl MovedPaths<'_> {
             if let (Some(before), Some(after)) = (before, after)
                 && before != after
             {
-                moved.entry((before, after)).or_default().extend(names.all.iter().cloned());
+                moved.entry((before, after)).or_default().push((sides, names));
             }
         }
-        moved.into_iter().map(|(ways, names)| (ways, names.into_iter().collect())).collect()
+        let [before, after] = &places;
+        let own = [(from.class, before.clone()), (to.class, after.clone())];
+        let all = moved.into_iter().map(|((before, after), groups)| MovedTo {
+            before,
+            after,
+            first: first_of(groups.iter().flat_map(|(_, names)| &names.first).collect()),
+            all: groups.iter().map(|(_, names)| names.all.len()).sum(),
+            has_own: groups.iter().any(|(sides, _)| **sides == own),
+        });
+        all.collect()
     }
 }
 
@@ -825,15 +885,16 @@ impl NodeImpact {
 
 /// Whether what those may open at a node that it knows before and afterwards differs.
 fn filter_changes((before, after): (&View, &View), delta: &ViewDelta, was: &Mesh, is: &Mesh) -> bool {
-    let open = |view: &View, peer: &Peer| {
+    let open = |view: &View, class: &ClassId| {
         if !view.interface.restricted {
             return Access::everything();
         }
-        view.access.get(&peer.class).map(|access| (**access).clone()).unwrap_or_default()
+        view.access.get(class).map(|access| (**access).clone()).unwrap_or_default()
     };
-    let both = |name: &Name| before.peers.get(name).zip(after.peers.get(name));
+    let both = |name: &Name| Some((before.peers.get(name)?.class, after.peers.get(name)?.class));
     let others = delta.peers.keys().filter(|name| **name != after.node);
-    let mut differ = others.filter_map(both).map(|(had, has)| open(before, had) != open(after, has));
+    let classes: BTreeSet<_> = others.filter_map(both).collect();
+    let mut differ = classes.iter().map(|(had, has)| open(before, had) != open(after, has));
     let stays = |class: &ClassId| {
         let other =
             |mesh: &Mesh| mesh.members(class).is_some_and(|all| all.keys().any(|it| *it != after.node));

@@ -10,15 +10,19 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use nix::time::clock_getcpuclockid;
 use nix::unistd::Pid;
 use nmserver::config::{self, Settings};
+use nmserver::core::authorize::Grant;
 use nmserver::identity::{self, DataDir};
+use nmserver::state::State;
 use nmserver::store::sqlite::Sqlite;
 use nmserver::store::{Batch, LogEntry, Store, Stored, rows};
+use nmserver::tokens;
 use proto::position::Position;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use schema::inventory::{Endpoints, Joined, KeyStatus, NodeId};
@@ -27,6 +31,7 @@ use schema::world::{ResourceDocument, World};
 use serde_json::Value;
 use test_agent::{Agent, KnownServer};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 /// A folder that a server may keep its data in: its own user's alone.
 pub fn private_folder() -> tempfile::TempDir {
@@ -158,20 +163,67 @@ pub fn raise_file_limit() {
 /// A world as a server would keep it, in the database of a directory: a network with both families, a key,
 /// this many nodes that have joined, and what else is declared, as documents of the REST API.
 pub fn seed(directory: &Path, nodes: u32, declared: &[Value]) {
-    keep(directory, |before| seeded(before, nodes, declared, Timestamp::now()));
+    let _ = keep(directory, |before| seeded(before, nodes, declared, Timestamp::now()));
 }
 
-/// These declarations and nodes as a server would keep them, in the database of a directory.
+/// These declarations and nodes as a server would keep them, in the database of a directory, and the token of an admin
+/// beside it, as after a first start.
 pub fn seed_world(directory: &Path, world: &World) {
-    keep(directory, |before| World {
+    let mut store = keep(directory, |before| World {
         revision: Revision(before.revision.0 + 1),
         snapshot: world.snapshot.clone(),
         inventory: world.inventory.clone(),
         ..before.clone()
     });
+    let (stored, token) = tokens::made("admin".parse().ok(), Grant::admin(), None).expect("random bytes");
+    let data = DataDir::open(directory).expect("it is there");
+    data.write("admin.token", token.expose().as_bytes()).expect("there is room");
+    store.put_token(&stored).expect("it is kept");
 }
 
-fn keep(directory: &Path, world: impl FnOnce(&World) -> World) {
+/// A server in this process, on loopback.
+pub struct InProcess {
+    /// What agents know of it.
+    pub known: KnownServer,
+    /// The environment variables with which `nmplan` reaches it as an admin.
+    pub environment: Vec<(&'static str, String)>,
+    states: watch::Receiver<Arc<State>>,
+    end: watch::Sender<bool>,
+    serving: JoinHandle<()>,
+}
+
+impl InProcess {
+    /// Serves what [`seed_world`] left in a directory.
+    pub async fn serve(directory: &Path) -> Self {
+        let server = nmserver::open(settings(directory)).await.expect("a server");
+        let (rest, agents) = server.addresses();
+        let ca = std::fs::read_to_string(directory.join("ca.pem")).expect("the CA is there");
+        let signing_key = server.service().info().signing_key;
+        let known = KnownServer { at: agents.expect("it serves agents"), ca, signing_key };
+        let file = |name| directory.join(name).display().to_string();
+        let environment = vec![
+            ("NMPLAN_SERVER", format!("https://{}", rest.expect("it serves admins"))),
+            ("NMPLAN_TOKEN_FILE", file("admin.token")),
+            ("NMPLAN_CA", file("ca.pem")),
+        ];
+        let states = server.service().states();
+        let (end, shutdown) = watch::channel(false);
+        Self { known, environment, states, end, serving: tokio::spawn(server.run(shutdown)) }
+    }
+
+    /// What it knows now.
+    pub fn world(&self) -> World {
+        (*self.states.borrow().world).clone()
+    }
+
+    /// Ends it.
+    pub async fn end(self) {
+        self.end.send_replace(true);
+        self.serving.await.expect("it ends");
+    }
+}
+
+fn keep(directory: &Path, world: impl FnOnce(&World) -> World) -> Sqlite {
     let data = DataDir::open(directory).expect("a directory");
     identity::Secrets::open(&data).expect("keys");
     identity::certificate(&data, &[]).expect("a CA");
@@ -198,6 +250,7 @@ fn keep(directory: &Path, world: impl FnOnce(&World) -> World) {
         hash: None,
     };
     store.commit(&[Batch::new(&hash, after.epoch, entry, puts, deletes)]).expect("it is kept");
+    store
 }
 
 fn seeded(before: &World, nodes: u32, declared: &[Value], now: Timestamp) -> World {
@@ -214,12 +267,13 @@ fn seeded(before: &World, nodes: u32, declared: &[Value], now: Timestamp) -> Wor
     for number in 0..nodes {
         let id =
             NodeId { network: "corp".parse().expect("a name"), name: name(number).parse().expect("a name") };
-        world.inventory.put_node(id, node(number, now));
+        world.inventory.put_node(id, joined(number, now));
     }
     world
 }
 
-fn node(number: u32, now: Timestamp) -> Joined {
+/// The node of a number, as it joins: an agent of that number is it.
+pub fn joined(number: u32, now: Timestamp) -> Joined {
     let (identity, public_key) = Agent::keys(number);
     let [_, _, high, low] = (number + 1).to_be_bytes();
     let ipv6 = Ipv6Addr::from((0xfd00_u128 << 112) + u128::from(number) + 1);

@@ -77,6 +77,11 @@ impl Peers {
         self.instead.get(name).or_else(part)
     }
 
+    /// The same, given the class of whoever has the name: at a cost that does not grow with the classes.
+    fn get_of(&self, name: &Name, class: Option<ClassId>) -> Option<&Arc<Peer>> {
+        self.instead.get(name).or_else(|| self.parts.get(&class)?.get(name))
+    }
+
     fn len(&self) -> usize {
         let more =
             self.instead.keys().filter(|name| !self.parts.values().any(|part| part.contains_key(*name)));
@@ -109,6 +114,20 @@ impl Peers {
         changes.put.sort_by(|(one, _), (other, _)| one.cmp(other));
         changes.lost.sort();
         changes
+    }
+}
+
+/// Names and what they resolve to, for an audience.
+pub struct EntryNames<'a> {
+    parts: Parts<Resolution>,
+    homes: &'a OrdMap<Name, ClassId>,
+}
+
+impl EntryNames<'_> {
+    /// What a name resolves to; nothing if it is none of these.
+    pub fn get(&self, name: &Name) -> Option<&Resolution> {
+        let of = |class: Option<ClassId>| self.parts.get(&class)?.get(name).map(|it| &**it);
+        of(self.homes.get(name).copied()).or_else(|| of(None))
     }
 }
 
@@ -164,9 +183,8 @@ impl Mesh {
         let gateways = routes.values().filter_map(|route| route.via.as_ref());
         let mut open: Vec<&Name> = named.iter().copied().chain(all.instead.keys()).chain(gateways).collect();
         while let Some(name) = open.pop() {
-            let Some(peer) = all.get(name).filter(|_| meant(name) && !peers.contains_key(name)) else {
-                continue;
-            };
+            let peer = all.get_of(name, self.class_of(name));
+            let Some(peer) = peer.filter(|_| meant(name) && !peers.contains_key(name)) else { continue };
             peers.insert(name.clone(), peer.clone());
             open.extend(&peer.via);
         }
@@ -221,9 +239,9 @@ impl Mesh {
         self.changes(earlier, (from, OrdMap::new()), (to, OrdMap::new()))
     }
 
-    /// The names that every node of an audience resolves, other than those of peers: in any of these maps.
-    pub fn names_for(&self, audience: &Audience) -> Vec<OrdMap<Name, Arc<Resolution>>> {
-        self.names_of(audience, OrdMap::new()).into_values().collect()
+    /// The names that every node of an audience resolves, other than those of peers.
+    pub fn names_for(&self, audience: &Audience) -> EntryNames<'_> {
+        EntryNames { parts: self.names_of(audience, OrdMap::new()), homes: &self.homes }
     }
 
     /// The peers of an audience that WireGuard has a tunnel to, its nodes among them.

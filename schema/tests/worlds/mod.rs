@@ -7,6 +7,7 @@
 #![allow(dead_code, reason = "each suite uses its part")]
 
 pub mod following;
+pub mod impacted;
 pub mod reading;
 pub mod reported;
 pub mod small;
