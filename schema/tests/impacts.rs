@@ -18,7 +18,7 @@ use schema::source_map::SourceMap;
 use schema::world::World;
 
 use worlds::following::{compiled, views};
-use worlds::impacted::{check, is_the_same, names, tunnels, ways};
+use worlds::impacted::{Sent, check, is_the_same, names, tunnels, ways};
 use worlds::{Moment, draws, edits, server};
 
 fn owner() -> Owner {
@@ -57,6 +57,7 @@ proptest! {
         for network in networks {
             let (was, is) = (compiled(&network, &world).unwrap(), compiled(&network, &later));
             let (before, after) = (views(Some(&was)), views(is.as_ref()));
+            let (had, has) = (Sent::of(&before), Sent::of(&after));
             for (node, view) in &before {
                 let id = NodeId::of(&network, node);
                 let mut found = plan.impact.iter().filter(|it| NodeId::of(&it.network, &it.node) == id);
@@ -72,7 +73,7 @@ proptest! {
                     (Some(impact), Some(later)) => check(impact, view, later)?,
                 }
                 if let (Some(is), true) = (&is, after.contains_key(node)) {
-                    ways(impact, node, (&before, &was), (&after, is), all_are_there)?;
+                    ways(impact, node, (&had, &was), (&has, is), all_are_there)?;
                 }
             }
         }

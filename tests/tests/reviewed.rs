@@ -27,7 +27,7 @@ use schema::view::View;
 use schema::world::World;
 use test_agent::Agent;
 
-use worlds::impacted::{check, is_the_same, opens, ways};
+use worlds::impacted::{Sent, check, is_the_same, opens, ways};
 
 const NODES: u32 = 200;
 
@@ -140,6 +140,7 @@ fn compare(
     };
     let corp: NetworkName = "corp".parse().unwrap();
     let [was, is] = worlds.map(|world| Mesh::compile(&corp, &world.snapshot, &world.inventory).unwrap());
+    let (sent_before, sent_after) = (Sent::of(before), Sent::of(after));
     for (node, had) in before {
         let has = &after[node];
         let impact = plan.impact.iter().find(|impact| impact.node == *node);
@@ -147,16 +148,16 @@ fn compare(
             Some(impact) => said(check(impact, had, has)),
             None => assert!(is_the_same(had, has), "{what}: nothing is said of {node}"),
         }
-        said(ways(impact, node, (before, &was), (after, &is), true));
+        said(ways(impact, node, (&sent_before, &was), (&sent_after, &is), true));
     }
     let affected = before.iter().filter(|(node, had)| !is_the_same(had, &after[*node])).count();
     assert_eq!(plan.impact.len(), affected, "{what}: nodes");
     // Ranges are no nodes, and nobody sends a View to them.
     if plan.reach.iter().all(|change| !format!("{}{}", change.from, change.to).contains('/')) {
-        let (had, has) = (opens(before), opens(after));
+        let (had, has) = (opens(&sent_before), opens(&sent_after));
         let pairs = [lost(&had, &has), lost(&has, &had)];
         assert_eq!([plan.pairs.lost, plan.pairs.gained], pairs, "{what}: pairs lost and gained");
-        assert_eq!(plan.pairs.of, u64::from(NODES * (NODES - 1)), "{what}: all pairs");
+        assert!(plan.pairs.of >= u64::from(NODES * (NODES - 1)), "{what}: all pairs, ranges among them");
     }
 }
 

@@ -9,8 +9,9 @@
 
 use std::borrow::Cow;
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use schemars::JsonSchema;
@@ -288,7 +289,9 @@ struct Judge<'a> {
     of: fn(&Group<'a>) -> Option<&'a Situation>,
     parties: &'a BTreeMap<Party, Situation>,
     standings: BTreeMap<&'a Class, policy::Standing>,
-    known: BTreeMap<(&'a Class, &'a Class), Access>,
+    /// What may be opened by the rules between two situations, by where these are in memory: to compare them costs more.
+    known: HashMap<[usize; 2], Arc<Access>>,
+    nothing: Arc<Access>,
     /// The ways while those are there who are, and once all are who are declared.
     paths: Option<[Paths<'a>; 2]>,
     passed: BTreeMap<(&'a Place, &'a Place), [Option<Vec<Name>>; 2]>,
@@ -328,7 +331,8 @@ impl<'a> Judge<'a> {
             of,
             parties,
             standings: standings.collect(),
-            known: BTreeMap::new(),
+            known: HashMap::new(),
+            nothing: Arc::default(),
             paths,
             passed: BTreeMap::new(),
             away: moment.inventory.away().filter(|(id, _)| id.network == *network).collect(),
@@ -357,17 +361,18 @@ impl<'a> Judge<'a> {
     }
 
     /// What those of a group may open at those of another; `awaited`: only once all are there who are declared.
-    fn opens(&mut self, from: &Group<'a>, to: &Group<'a>, awaited: bool) -> Access {
+    fn opens(&mut self, from: &Group<'a>, to: &Group<'a>, awaited: bool) -> Arc<Access> {
         let ((Some(from), Some(to)), Some(policy)) = (((self.of)(from), (self.of)(to)), self.policy()) else {
-            return Access::default();
+            return self.nothing.clone();
         };
         let meet = !from.internet && from.speaks_to(to) && self.meet(from, to, awaited);
         if !meet || awaited && self.meet(from, to, false) {
-            return Access::default();
+            return self.nothing.clone();
         }
         let standings = &self.standings;
-        let judge = || policy.between(&standings[&from.class], &standings[&to.class]);
-        self.known.entry((&from.class, &to.class)).or_insert_with(judge).clone()
+        let judge = || Arc::new(policy.between(&standings[&from.class], &standings[&to.class]));
+        let places = [from, to].map(|situation| std::ptr::from_ref(situation).addr());
+        self.known.entry(places).or_insert_with(judge).clone()
     }
 
     /// Whether two have routes to each other on which packets find their way: at present, or once all are there.
@@ -473,6 +478,9 @@ pub fn between(network: &NetworkName, before: Moment<'_>, after: Moment<'_>) -> 
                     continue;
                 }
                 let (was, is) = (then.opens(from, to, once_joined), now.opens(from, to, once_joined));
+                if was == is {
+                    continue;
+                }
                 let differs = match direction {
                     // What holds from now on need not be waited for.
                     Direction::Lost if once_joined => was.without(&is).without(&now.opens(from, to, false)),

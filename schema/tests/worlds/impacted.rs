@@ -1,7 +1,7 @@
 //! What a plan should say of a node, found from the Views that it is sent before and afterwards, and who may open what
 //! at whom by the Views of all: one node after the other, apart from the code that finds it for many at once.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -56,23 +56,61 @@ fn internet(view: &View, range: &IpNet) -> Internet {
     }
 }
 
-/// The nodes that a packet passes from one to a member, by what WireGuard of each would do; nothing if it gets lost.
-fn walk(views: &BTreeMap<Name, View>, from: &Name, to: &Name, address: IpAddr) -> Option<Vec<Name>> {
-    let mut passed = Vec::new();
-    let mut at = from.clone();
-    for _ in 0..views.len() + 1 {
-        let all = views.get(&at)?.tunnels();
-        let leads = |tunnel: &&Tunnel| {
-            tunnel.allowed_ips.iter().filter(|it| it.contains(&address)).map(IpNet::prefix_len).max()
-        };
-        let next = all.values().filter(|it| leads(it).is_some()).max_by_key(leads)?.peer.clone();
-        if next == *to {
-            return Some(passed);
+/// The Views of all nodes of a network, and where each sends what.
+pub struct Sent<'a> {
+    /// The Views.
+    pub views: &'a BTreeMap<Name, View>,
+    leads: BTreeMap<&'a Name, Leads>,
+}
+
+/// The peers that a node sends to, by address, and by range with the longest prefix first.
+struct Leads {
+    hosts: HashMap<IpAddr, Name>,
+    ranges: Vec<(IpNet, Name)>,
+}
+
+impl Leads {
+    fn of(view: &View) -> Self {
+        let (mut hosts, mut ranges) = (HashMap::new(), Vec::new());
+        for tunnel in view.tunnels().into_values() {
+            for range in tunnel.allowed_ips {
+                match range.prefix_len() == range.max_prefix_len() {
+                    true => drop(hosts.insert(range.addr(), tunnel.peer.clone())),
+                    false => ranges.push((range, tunnel.peer.clone())),
+                }
+            }
         }
-        passed.push(next.clone());
-        at = next;
+        ranges.sort_by_key(|(range, _)| std::cmp::Reverse(range.prefix_len()));
+        Self { hosts, ranges }
     }
-    None
+}
+
+impl<'a> Sent<'a> {
+    pub fn of(views: &'a BTreeMap<Name, View>) -> Self {
+        Self { views, leads: views.iter().map(|(name, view)| (name, Leads::of(view))).collect() }
+    }
+
+    /// The peer that a node sends what is for an address to, by what WireGuard is given.
+    fn next(&self, at: &Name, to: IpAddr) -> Option<&Name> {
+        let Leads { hosts, ranges } = self.leads.get(at)?;
+        let range = || ranges.iter().find(|(range, _)| range.contains(&to)).map(|(_, peer)| peer);
+        hosts.get(&to).or_else(range)
+    }
+
+    /// The nodes that a packet passes from one to a member; nothing if it gets lost.
+    fn walk(&self, from: &Name, to: &Name, address: IpAddr) -> Option<Vec<Name>> {
+        let mut passed = Vec::new();
+        let mut at = from;
+        for _ in 0..6 {
+            let next = self.next(at, address)?;
+            if next == to {
+                return Some(passed);
+            }
+            passed.push(next.clone());
+            at = next;
+        }
+        None
+    }
 }
 
 /// What members may open at a node, by name, of those that it knows.
@@ -205,8 +243,8 @@ pub fn is_the_same(before: &View, after: &View) -> bool {
 pub fn ways(
     impact: Option<&NodeImpact>,
     node: &Name,
-    (before, was): (&BTreeMap<Name, View>, &Mesh),
-    (after, is): (&BTreeMap<Name, View>, &Mesh),
+    (before, was): (&Sent<'_>, &Mesh),
+    (after, is): (&Sent<'_>, &Mesh),
     all_are_there: bool,
 ) -> Outcome {
     let mut said = BTreeMap::new();
@@ -233,7 +271,7 @@ pub fn ways(
             prop_assert!(!said.contains_key(name), "{} and {} may not talk", node, name);
             continue;
         }
-        let walked = walk(before, node, name, old).zip(walk(after, node, name, new));
+        let walked = before.walk(node, name, old).zip(after.walk(node, name, new));
         match said.get(name) {
             Some(sides) => prop_assert_eq!(Some(sides), walked.as_ref(), "{} to {}", node, name),
             None => {
@@ -250,29 +288,18 @@ pub fn ways(
 }
 
 /// Who may open what at whom, by the Views of both and the tunnels on the way: those that may open nothing are absent.
-pub fn opens(views: &BTreeMap<Name, View>) -> BTreeMap<(Name, Name), Access> {
-    let all: BTreeMap<&Name, Vec<Tunnel>> =
-        views.iter().map(|(name, view)| (name, view.tunnels().into_values().collect())).collect();
+pub fn opens(sent: &Sent<'_>) -> BTreeMap<(Name, Name), Access> {
+    let Sent { views, .. } = sent;
     let address = |name: &Name| views[name].interface.addresses.iter().next().map(IpNet::addr);
-    // The node that a packet for an address goes to next.
-    let next = |at: &Name, to: IpAddr| {
-        let leads = |tunnel: &&Tunnel| {
-            tunnel.allowed_ips.iter().filter(|it| it.contains(&to)).map(IpNet::prefix_len).max()
-        };
-        let tunnels = all.get(at)?.iter().filter(|it| leads(it).is_some());
-        tunnels.max_by_key(leads).map(|tunnel| &tunnel.peer)
-    };
-    // Whether a node takes from another what has a source.
-    let takes = |at: &Name, from: &Name, source: IpAddr| next(at, source) == Some(from);
     let mut opens = BTreeMap::new();
-    for (from, _) in views {
+    for from in views.keys() {
         for (to, at) in views.iter().filter(|(to, _)| *to != from) {
             let (Some(source), Some(target)) = (address(from), address(to)) else { continue };
             let mut here = from;
             let arrives = (0..4).any(|_| {
-                let Some(there) = next(here, target).filter(|there| takes(there, here, source)) else {
-                    return false;
-                };
+                // Each takes what comes from where it would send the answer.
+                let next = sent.next(here, target).filter(|there| sent.next(there, source) == Some(here));
+                let Some(there) = next.filter(|_| here != to) else { return false };
                 let passes = there == to || views.get(there).is_some_and(|view| view.interface.forward);
                 here = there;
                 passes && there == to
