@@ -16,7 +16,7 @@ path_of = cargo build --workspace --message-format json-render-diagnostics $(2) 
 help:
 	@echo "make demo    build, then bring examples/quickstart up in network namespaces and show who reaches whom"
 	@echo "make test    build, then run every test"
-	@echo "make soak    the tests that kill processes, 30 rounds each, the laws of access 10,000 times, 200 small networks"
+	@echo "make soak    the tests that kill processes, 30 rounds each, the laws of access and plans 10,000 times, 200 small networks"
 	@echo "             with packets, and every suite of the guests"
 	@echo "make guest   suites in guests with the kernel's WireGuard and systemd (QEMU); GUEST=all: every one,"
 	@echo "             GUEST=SUITE,SUITE/TEST,...: these"
@@ -34,7 +34,8 @@ test: tools test-tools guest-tools build
 
 soak: tools test-tools guest-tools build
 	ROUNDS=30 cargo test -p end-to-end --test faults --test client_mode --test register -- --nocapture kill
-	CASES=10000 cargo test -p schema --test access
+	CASES=10000 cargo test -p schema --test access --test impacts
+	CASES=10000 cargo test -p nmserver --test predicted
 	DRAWS=200 cargo test -p end-to-end --test worlds -- --nocapture
 	@$(MAKE) --no-print-directory guest GUEST=all
 
