@@ -6,6 +6,7 @@
 //! members. Start at [`advice`].
 
 mod carriers;
+mod endpoints;
 mod entries;
 mod isolation;
 mod keys;
@@ -39,6 +40,7 @@ pub fn advice<'a>(
         let planned = Planned { network, before, after, source_map };
         name_servers::check(&planned, &mut report);
         if changed.contains(network) {
+            endpoints::check(&planned, &mut report);
             entries::check(&planned, &mut report);
             keys::check(&planned, &mut report);
             carriers::check(&planned, &mut report);

@@ -287,6 +287,8 @@ codes! {
         "Members ask the name servers of the server's COREDNS_ADDR for names of the network. One of these is in a range of the network, or behind one of its gateways, and rules keep members from its port 53, or nobody has its address: there names of the network do not resolve."
     OldAddress "plan::old_address" Warning "entry with an address that was"
         "A DNS entry has an address that a member has no longer after the plan, or one of a range that the network has no longer: so the name would lead to nobody, or to another member that gets the address. An entry with `node` follows its node, whatever address that has."
+    HiddenEndpoint "plan::hidden_endpoint" Warning "range around the endpoint of a node"
+        "A range of the network holds the address at which other hosts reach a node, as its declaration gives it or as the server sees it. Hosts that have joined the network have a route into the mesh for that address, so that their tunnels to the node, and what else they send to it, no longer arrive. Said when the plan makes or changes the range."
     EndlessKey "plan::endless_key" Warning "key that never expires"
         "The plan makes an access key with which several hosts may join, or one that may be used more often than before, and which has no `expires`. Whoever finds its token in an old script or a backup can join with it. A key that may be used once, and one with `for`, which lets in only the nodes that it names, is no reason to warn."
     SingleCarrier "plan::single_carrier" Warning "many depend on one node"

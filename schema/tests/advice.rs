@@ -344,3 +344,29 @@ fn a_route_that_no_rule_lets_anybody_use_is_named_with_the_rule_to_write() {
     let mtu = |mtu: u32| world(&format!("{DENY} mtu={mtu}"), "", "");
     assert_eq!(codes(&mtu(1400), &mtu(1380), &none), [""; 0], "it was so");
 }
+
+#[test]
+fn a_range_around_the_endpoint_of_a_node_is_named_when_it_is_made() {
+    let mut inventory = joined(&[("a", 1), ("b", 2), ("c", 3)]);
+    for (name, seen) in [("a", "192.0.2.9"), ("b", "192.0.2.10"), ("c", "198.51.100.7")] {
+        let id = NodeId::of(&"corp".parse().unwrap(), &name.parse().unwrap());
+        let node = (**inventory.node(&id).unwrap()).clone();
+        let endpoints = Endpoints { seen: seen.parse().ok(), ..Endpoints::default() };
+        inventory.put_node(id, Joined { endpoints, ..node });
+    }
+    let nodes = "node \"a\"; node \"b\"; node \"c\"";
+    let around = corp("ipv4=\"192.0.2.0/24\"", nodes);
+    let text = said(&corp(IPV4, nodes), &around, &inventory);
+    assert!(
+        text[0].starts_with(
+            "plan::hidden_endpoint \"192.0.2.0/24\": the range 192.0.2.0/24 of network corp holds"
+        ) && text[0].contains("the endpoint of corp/a and of 1 more node:"),
+        "{text:?}"
+    );
+    assert_eq!(
+        codes(&around, &corp("ipv4=\"192.0.2.0/25\"", nodes), &inventory),
+        [""; 0],
+        "it was so before"
+    );
+    assert_eq!(codes(&corp(IPV4, nodes), &corp("ipv4=\"10.60.0.0/24\"", nodes), &inventory), [""; 0]);
+}

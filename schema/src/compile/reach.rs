@@ -125,6 +125,11 @@ pub struct Hidden {
 }
 
 impl Hidden {
+    /// The nodes whose endpoint is in a range of a network.
+    pub fn behind<'a>(&'a self, network: &'a NetworkName) -> impl Iterator<Item = &'a NodeId> {
+        self.behind.iter().filter(move |(_, networks)| networks.contains(network)).map(|(id, _)| id)
+    }
+
     /// The networks in which anything is hidden.
     pub fn networks(&self) -> BTreeSet<&NetworkName> {
         self.behind.keys().chain(self.identities.keys()).map(|id| &id.network).collect()
