@@ -31,7 +31,7 @@ use ::schema::guard::{self, Guard, Judgement};
 use ::schema::inventory::{Inventory, NodeId};
 use ::schema::judge::{self, Verdict};
 use ::schema::plan::Plan;
-use ::schema::report::{Code, Report, Severity};
+use ::schema::report::{Code, Problem, Report, Severity};
 use ::schema::rules::endpoints::refused_everywhere;
 use ::schema::rules::server::check_by_default;
 use ::schema::scalars::{Name, NetworkName};
@@ -175,6 +175,8 @@ pub struct Run<'a, C> {
     pub place: Where,
     /// The only network to work on. Absent: all.
     pub only: Option<NetworkName>,
+    /// What the plan is warned of: each resource, or the code where it is not a single one.
+    warned: Vec<String>,
     /// Why the plan has no commit, if it has none.
     no_commit: Option<git::Unknown>,
     /// How a server is reached.
@@ -201,7 +203,7 @@ impl<'a, C: ControlPlane> Run<'a, C> {
             allow_empty: global.allow_empty,
             environment: environment.clone(),
         };
-        Self { place, only: global.network.clone(), no_commit: None, connect, console }
+        Self { place, only: global.network.clone(), warned: Vec::new(), no_commit: None, connect, console }
     }
 
     /// Reads the files, and shows every problem; `undone` names what is not done if there are errors.
@@ -317,6 +319,8 @@ impl<'a, C: ControlPlane> Run<'a, C> {
                 let doubts = loaded.report.problems().filter(|it| it.at.is_none_or(|at| !said.contains(&at)));
                 about_nobody.chain(doubts.cloned()).for_each(|it| warnings.push(it));
                 self.show(loaded, &warnings)?;
+                let about = |it: &Problem| it.id.as_deref().unwrap_or(it.code.name()).to_owned();
+                self.warned = warnings.problems().map(about).collect();
                 Ok(Plan { provenance, ..plan })
             }
             Err(report) => {

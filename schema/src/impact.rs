@@ -93,8 +93,9 @@ pub struct NodeImpact {
     /// How many entries are left out of each list that is too long, by the name of the list.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub more: BTreeMap<String, u64>,
-    /// Whether connections through the mesh break: it loses an address, its port changes, or what it reaches
-    /// behind NAT is reached through another node.
+    /// Whether connections of it break: it loses an address, its port changes, what it reaches behind NAT is reached
+    /// through another node, or what it sends to the internet goes another way. Those that it is no longer allowed, and
+    /// those with a node that breaks its own, are not counted.
     pub sessions_break: bool,
     /// Whether its path to the server stays outside of the mesh.
     pub keeps_server: bool,
@@ -436,6 +437,7 @@ impl<'a> Change<'a> {
         let loses_one = impact.readdressed.iter().any(|it| it.before.is_some());
         impact.sessions_break = loses_one
             || before.listen_port != after.listen_port
+            || !shared.internet.is_empty()
             || shared.routes_changed.iter().any(|change| change.breaks);
         let leads = |address: &IpAddr| has.iter().chain(&shared.leads).any(|range| range.contains(address));
         impact.keeps_server = !self.server.iter().any(leads);

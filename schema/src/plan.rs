@@ -168,7 +168,13 @@ pub struct Summary {
     pub reach_gained: u64,
     /// Ordered pairs of which the first can open less at the second afterwards.
     pub reach_lost: u64,
-    /// All such pairs of the networks that are affected.
+    /// Ordered pairs, mostly with an awaited node, of which the first can open more once awaited nodes have joined.
+    #[serde(default)]
+    pub reach_gained_later: u64,
+    /// Ordered pairs of which the first could have opened more once awaited nodes had joined.
+    #[serde(default)]
+    pub reach_lost_later: u64,
+    /// All such pairs of joined nodes and ranges, of the networks that are affected.
     #[serde(default)]
     pub reach_pairs: u64,
     /// The revision that the plan is based on.
@@ -531,7 +537,7 @@ fn causes(reach: &ReachChange, changes: &[Change]) -> Vec<ResourceId> {
     let nearest = [
         ids(&mut here().filter(|change| Some(&change.id) == reach.rule.as_ref())),
         ids(&mut of_kind(&[Kind::AccessKey]).filter(|change| change.action == Action::Create).filter(key)),
-        ids(&mut of_kind(&[Kind::Node, Kind::ExternalClient]).filter(names)),
+        ids(&mut of_kind(&[Kind::Group, Kind::Node, Kind::ExternalClient]).filter(names)),
         ids(&mut of_kind(&[Kind::Network])),
         // What names, groups and rules say of who may talk to whom, and what carries it there.
         ids(&mut of_kind(&[Kind::Egress, Kind::Ingress, Kind::Relay])),
@@ -618,6 +624,8 @@ impl Plan {
             clients_cut_off: clients(ClientOutcome::CutOff),
             reach_gained: self.pairs.gained,
             reach_lost: self.pairs.lost,
+            reach_gained_later: self.pairs.gained_later,
+            reach_lost_later: self.pairs.lost_later,
             reach_pairs: self.pairs.of,
             base_revision: self.server.revision,
             digest: self.digest.clone(),

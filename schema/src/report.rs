@@ -289,6 +289,8 @@ codes! {
         "A DNS entry has an address that a member has no longer after the plan, or one of a range that the network has no longer: so the name would lead to nobody, or to another member that gets the address. An entry with `node` follows its node, whatever address that has."
     HiddenEndpoint "plan::hidden_endpoint" Warning "range around the endpoint of a node"
         "A range of the network holds the address at which other hosts reach a node, as its declaration gives it or as the server sees it. Hosts that have joined the network have a route into the mesh for that address, so that their tunnels to the node, and what else they send to it, no longer arrive. Said when the plan makes or changes the range."
+    HalfExit "plan::half_exit" Warning "way to the internet for one family alone"
+        "An egress has `0.0.0.0/0` or `::/0` among its ranges, and none of the network has the other. A host that has both families sends by the other one as it did without the egress, past the gateway, and programs mostly prefer IPv6. Said when the plan makes it so."
     EndlessKey "plan::endless_key" Warning "key that never expires"
         "The plan makes an access key with which several hosts may join, or one that may be used more often than before, and which has no `expires`. Whoever finds its token in an old script or a backup can join with it. A key that may be used once, and one with `for`, which lets in only the nodes that it names, is no reason to warn."
     SingleCarrier "plan::single_carrier" Warning "many depend on one node"

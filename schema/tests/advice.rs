@@ -370,3 +370,20 @@ fn a_range_around_the_endpoint_of_a_node_is_named_when_it_is_made() {
     );
     assert_eq!(codes(&corp(IPV4, nodes), &corp("ipv4=\"10.60.0.0/24\"", nodes), &inventory), [""; 0]);
 }
+
+#[test]
+fn a_way_to_the_internet_for_one_family_alone_is_named() {
+    let world = |ranges: &str| {
+        let egress = match ranges {
+            "" => String::new(),
+            ranges => format!("egress \"exit\" via=\"a\" {{ ranges {ranges}; }}"),
+        };
+        corp(IPV4, &format!("node \"a\"; node \"b\"\n{egress}"))
+    };
+    let inventory = joined(&[("a", 1), ("b", 2)]);
+    let (ipv4, both) = (world("\"0.0.0.0/0\""), world("\"0.0.0.0/0\" \"::/0\""));
+    assert_eq!(codes(&world(""), &ipv4, &inventory), ["half_exit"]);
+    assert_eq!(codes(&both, &ipv4, &inventory), ["half_exit"]);
+    assert_eq!(codes(&world(""), &both, &inventory), [""; 0]);
+    assert_eq!(codes(&world(""), &world("\"192.168.10.0/24\""), &inventory), [""; 0]);
+}

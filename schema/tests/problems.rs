@@ -29,6 +29,7 @@ const ELSEWHERE: &[(Code, &str)] = &[
     (Code::OldAddress, "needs what was before a plan; see advice.rs"),
     (Code::EndlessKey, "needs what was before a plan; see advice.rs"),
     (Code::SingleCarrier, "needs what was before a plan; see advice.rs"),
+    (Code::HalfExit, "needs what was before a plan; see advice.rs"),
     (Code::HiddenEndpoint, "needs what has joined; see advice.rs"),
     (Code::IsolatedNode, "needs what was before a plan; see advice.rs"),
     (Code::RuleCovered, "needs what was before a plan; see advice.rs"),

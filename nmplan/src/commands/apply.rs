@@ -290,6 +290,7 @@ fn show<C: ControlPlane>(
         places: plan::places(&ready.plan, ready.loaded.as_ref()),
         full: run.console.verbose,
         columns: run.console.columns,
+        warnings: run.warned.clone(),
     };
     let text = render::plan(&ready.plan, &shown) + "\n";
     match args.keys_to {

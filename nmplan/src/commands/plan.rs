@@ -48,6 +48,7 @@ pub async fn run<C: ControlPlane>(args: &args::Plan, run: &mut Run<'_, C>) -> Re
                 places: places(&plan, Some(&loaded)),
                 full: run.console.verbose,
                 columns: run.console.columns,
+                warnings: run.warned.clone(),
             };
             run.console.stdout(&render::plan(&plan, &shown))?;
         }

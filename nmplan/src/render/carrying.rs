@@ -6,7 +6,9 @@ use owo_colors::OwoColorize;
 use schema::client::{ClientChange, ClientOutcome, FieldChange};
 use schema::compile::carrying::{Carrying, CarryingChange, Traffic};
 use schema::impact::{Internet, NodeImpact};
+use schema::kinds::Kind;
 use schema::scalars::{Name, NetworkName};
+use schema::snapshot::ResourceId;
 use schema::text::count;
 
 use super::{LISTED, NONE, fold, names};
@@ -29,7 +31,7 @@ pub fn carrying(changes: &[CarryingChange], impact: &[NodeImpact], full: bool) -
 }
 
 /// What changes of one thing that is carried.
-fn sentences(CarryingChange { id: _, traffic, before, after }: &CarryingChange) -> Vec<String> {
+fn sentences(CarryingChange { id, traffic, before, after }: &CarryingChange) -> Vec<String> {
     let traffic = *traffic;
     let (before, after) = match (before, after) {
         (before, Some(after)) => (before.as_ref(), after),
@@ -45,7 +47,7 @@ fn sentences(CarryingChange { id: _, traffic, before, after }: &CarryingChange) 
     };
     let mut text = carrier(traffic, before, after);
     text.extend(stand_by(before, after));
-    text.extend(alone(after));
+    text.extend(alone(traffic, id, after));
     text
 }
 
@@ -66,10 +68,16 @@ fn carrier(traffic: Traffic, before: Option<&Carrying>, after: &Carrying) -> Vec
         }];
     };
     let Some(before) = before.filter(|_| had.is_some()) else {
-        return vec![format!("{carrier} begins to {verb} {what}")];
+        return vec![format!("{carrier} begins to {verb} {what}{}", reads(traffic))];
     };
     if let Some(had) = had.filter(|had| *had != carrier) {
-        return vec![format!("{carrier} {verbs} {what}, in place of {had}")];
+        let mut text = vec![format!("{carrier} {verbs} {what}, in place of {had}{}", reads(traffic))];
+        if after.nat == Some(true) {
+            text.push(format!(
+                "hosts there see the address of {carrier} from now on, where they saw that of {had}"
+            ));
+        }
+        return text;
     }
     let mut text = Vec::new();
     let ranges = |more: &Carrying, than: &Carrying| list(more.ranges.difference(&than.ranges), "range");
@@ -88,6 +96,15 @@ fn carrier(traffic: Traffic, before: Option<&Carrying>, after: &Carrying) -> Vec
         text.push(format!("{carrier} {verbs} {what}; before it was for {old}"));
     }
     text
+}
+
+/// What a node could do with what it carries: tunnels end at each node that passes packets on.
+fn reads(traffic: Traffic) -> &'static str {
+    match traffic {
+        Traffic::Everything => ", and could read it",
+        // They leave the mesh there anyway.
+        Traffic::Clients | Traffic::Ranges => "",
+    }
 }
 
 /// Who stands by from now on, and who no longer does.
@@ -111,15 +128,22 @@ fn stand_by(before: Option<&Carrying>, after: &Carrying) -> Vec<String> {
     new.chain(gone.map(|name| format!("{name} no longer stands by"))).collect()
 }
 
-/// What depends on one node alone.
-fn alone(after: &Carrying) -> Option<String> {
+/// What depends on one node alone, and what is then while it is away.
+fn alone(traffic: Traffic, id: &ResourceId, after: &Carrying) -> Option<String> {
     let (node, until) = match &after.carrier {
         Some(carrier) if !after.has_another() => (carrier, after.awaited.first()),
         None if after.candidates.len() == 1 => (after.candidates.first()?, None),
         Some(_) | None => return None,
     };
+    let then = match traffic {
+        Traffic::Everything if id.kind == Kind::Network => "nobody reaches anybody else".to_owned(),
+        Traffic::Everything | Traffic::Clients => "these reach nobody, and nobody reaches them".to_owned(),
+        Traffic::Ranges if !after.is_default_route() => "nobody reaches what is there".to_owned(),
+        Traffic::Ranges if after.fallback => "what they send there leaves by their own ways".to_owned(),
+        Traffic::Ranges => "what they send there is refused".to_owned(),
+    };
     let until = until.map(|node| format!(", until {node} has joined")).unwrap_or_default();
-    Some(format!("no other node does while {node} is away{until}"))
+    Some(format!("no other node does{until}: while {node} is away, {then}"))
 }
 
 /// What a node does: as in `begins to carry`, and as in `it carries`.
@@ -150,7 +174,7 @@ fn what(traffic: Traffic, carrying: &Carrying) -> String {
 }
 
 /// For whom something is carried; absent: for nobody at present.
-fn whom(Carrying { nodes, clients, members, .. }: &Carrying) -> Option<String> {
+pub(super) fn whom(Carrying { nodes, clients, members, .. }: &Carrying) -> Option<String> {
     Some(match (*nodes, *clients) {
         (0, 0) => return None,
         (nodes, clients) if nodes + clients <= members.len() as u64 => names(members.iter()),

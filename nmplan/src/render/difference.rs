@@ -7,13 +7,27 @@ use schema::value::{Data, Value};
 
 use super::{NONE, value};
 
+/// The most characters that the meaning of an absent field is shown with.
+const SHORT: usize = 24;
+
 /// One difference: the path to what differs, separated by blanks, and how it differs.
 pub(super) type Difference = (String, String);
 
 /// The differences of a field; at least one.
 pub(super) fn differences(change: &FieldChange) -> Vec<Difference> {
     let FieldChange { field, before, after } = change;
-    of(field.name.to_owned(), &field.ty, before.as_ref(), after.as_ref())
+    let differences = of(field.name.to_owned(), &field.ty, before.as_ref(), after.as_ref());
+    let Some(meaning) = absent(field.doc).filter(|_| before.is_none() || after.is_none()) else {
+        return differences;
+    };
+    let explained = format!("({meaning})");
+    differences.into_iter().map(|(path, how)| (path, how.replace(NONE, &explained))).collect()
+}
+
+/// What it means that a field is absent, as its documentation says it in a few words.
+fn absent(doc: &str) -> Option<&str> {
+    let meaning = doc.split("Absent: ").nth(1)?.trim_end_matches('.').trim();
+    (meaning.len() <= SHORT && !meaning.contains(['\n', '.', ';'])).then_some(meaning)
 }
 
 fn of(path: String, ty: &Type, before: Option<&Value>, after: Option<&Value>) -> Vec<Difference> {

@@ -10,10 +10,13 @@ use schema::kinds::Kind;
 use schema::scalars::{Name, NetworkName};
 use schema::text::{count, natural};
 
-use super::{LISTED, NONE, fold, names};
+use super::{NONE, fold, names};
 
 /// How wide a label may be for the effects to stand beside it.
 const WIDEST_LABEL: usize = 26;
+
+/// How many names or ranges are listed; more are only counted.
+const LISTED: usize = 8;
 
 /// Up to how many nodes that are affected alike, but for names and addresses, have entries of their own.
 const APART: usize = 8;
@@ -67,7 +70,7 @@ impl Entry<'_> {
         let all = nodes.iter().map(|it| it.node.as_str());
         match nodes.len() {
             one if one <= LISTED || full => format!("{network}/{}", all.collect::<Vec<_>>().join(", ")),
-            many => format!("{network}: {many} nodes ({}, ...)", all.take(2).collect::<Vec<_>>().join(", ")),
+            many => format!("{network}: {many} nodes ({}, ...)", all.take(3).collect::<Vec<_>>().join(", ")),
         }
     }
 }
@@ -158,11 +161,12 @@ fn effects(impact: &NodeImpact, named: bool) -> String {
         parts.push("loses the server".red().bold().to_string());
     }
     parts.extend(readdressed.iter().map(|change| address(node, change, named)));
-    let broken: Vec<_> =
-        routes_changed.iter().filter(|it| it.breaks).map(|it| it.range.to_string()).collect();
+    let broken = routes_changed.iter().filter(|it| it.breaks && it.range.prefix_len() > 0);
+    let mut broken: Vec<String> = broken.map(|it| it.range.to_string()).collect();
+    broken.extend((!internet.is_empty()).then(|| "the internet".to_owned()));
     let whole = impact.loses_an_address() || settings.iter().any(|it| it.name == "listen-port");
     if *sessions_break && (whole || broken.is_empty()) {
-        parts.push("connections break".yellow().to_string());
+        parts.push("connections with it break".yellow().to_string());
     } else if *sessions_break {
         parts.push(format!("connections to {} break", names(broken.iter())).yellow().to_string());
     }
@@ -173,7 +177,6 @@ fn effects(impact: &NodeImpact, named: bool) -> String {
         those(apart("peers_added", peers_added), "peer", ["gains", ""], ["gains", ""]),
         those(apart("peers_removed", peers_removed), "peer", ["loses", ""], ["loses", ""]),
         those(some("peers_rekeyed", peers_rekeyed), "peer", ["", "has a new key"], ["", "have new keys"]),
-        those(some("peers_changed", peers_changed), "peer", ["", "changes"], ["", "change"]),
     ];
     parts.extend(peers.into_iter().flatten());
     parts.extend(ranges("routes_added", routes_added).map(|ranges| format!("gains a route to {ranges}")));
@@ -200,7 +203,12 @@ fn effects(impact: &NodeImpact, named: bool) -> String {
     parts.extend(names_of.into_iter().flatten());
     parts.extend(settings.iter().map(setting));
     if *filter {
-        parts.push("another packet filter".into());
+        parts.push("what may be opened at it changes".into());
+    }
+    // Mostly it follows from the rest.
+    let changed = those(some("peers_changed", peers_changed), "peer", ["", "changes"], ["", "change"]);
+    if parts.is_empty() {
+        parts.extend(changed);
     }
     if parts.is_empty() { "other settings".into() } else { parts.join("; ") }
 }

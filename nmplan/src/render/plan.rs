@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 
 use owo_colors::OwoColorize;
 use schema::api::KeyState;
-use schema::compile::carrying::{Carrying, CarryingChange};
+use schema::compile::carrying::{Carrying, CarryingChange, Traffic};
 use schema::diff::{Action, Change};
 use schema::impact::NodeImpact;
 use schema::inventory::NodeId;
@@ -39,6 +39,8 @@ pub struct Shown {
     pub empties: bool,
     /// Where the resources are declared that changes of reachability follow from, as `FILE:LINE`.
     pub places: BTreeMap<ResourceId, String>,
+    /// What the plan is warned of: what each warning is about, and its place.
+    pub warnings: Vec<String>,
     /// Whether nothing is folded.
     pub full: bool,
     /// How many characters a line has at most; absent: any number.
@@ -51,6 +53,7 @@ pub fn plan(plan: &Plan, shown: &Shown) -> String {
     let mut text = title(plan, shown);
     text += &verdict(plan, &summary, shown.empties);
     text += &tests(plan);
+    text += &warnings(&shown.warnings);
     if let Some(change) = &plan.guard {
         let title = format!("guard of {}", plan.owner());
         let _ = writeln!(text, "\n{}\n{}", title.bold(), super::guard(change).trim_end());
@@ -65,7 +68,7 @@ pub fn plan(plan: &Plan, shown: &Shown) -> String {
     text += &section("Hosts that wait to be let in", pending(&plan.pending, shown.full));
     text += &section("External clients", super::carrying::clients(&plan.clients, shown.full));
     let reach = |once_joined| super::reach::reach(&plan.reach, once_joined, &shown.places, shown.full);
-    text += &section("Who can reach whom", reach(false));
+    text += &section("Who can reach whom (A to B is one pair, B to A another)", reach(false));
     text += &section("Who can reach whom, once awaited nodes have joined", reach(true));
     text += &awaiting(&shown.awaiting, plan, shown.full);
     text += &section("Approved hosts that are other nodes already", elsewhere(&shown.elsewhere));
@@ -123,7 +126,7 @@ fn verdict(plan: &Plan, summary: &Summary, empties: bool) -> String {
     text += &guard;
     text += &nodes(plan, summary);
     text += &reachability(plan, summary);
-    text.extend(plan.carrying.iter().filter_map(hub).map(|sentence| format!("{sentence}\n")));
+    text.extend(plan.carrying.iter().filter_map(passes).map(|sentence| format!("{sentence}\n")));
     let clients = [
         (summary.clients_anew, "needs a new configuration", "need a new configuration"),
         (summary.clients_cut_off, "is cut off", "are cut off"),
@@ -153,7 +156,7 @@ fn nodes(plan: &Plan, summary: &Summary) -> String {
     let counted = |is: fn(&NodeImpact) -> bool| plan.impact.iter().filter(|it| is(it)).count() as u64;
     let removed = counted(|it| it.removed);
     let moved = counted(|it| !it.removed && it.loses_an_address());
-    let broken = counted(|it| !it.removed && it.sessions_break);
+    let broken = counted(|it| !it.removed && it.sessions_break && !it.loses_an_address());
     let verb =
         |number: u64, one: &str, many: &str| format!("{number} {}", if number == 1 { one } else { many });
     let mut parts = Vec::new();
@@ -161,17 +164,19 @@ fn nodes(plan: &Plan, summary: &Summary) -> String {
         parts.push(verb(removed, "leaves the network", "leave their network").red().to_string());
     }
     if moved > 0 {
-        parts.push(verb(moved, "gets another address", "get another address"));
+        let text = verb(moved, "gets another address", "get another address");
+        let whom = if moved == 1 { "it" } else { "them" };
+        parts.push(format!("{text}, which {} connections with {whom}", "breaks".yellow()));
     }
     match broken {
         // What is lost below breaks besides.
-        0 if summary.reach_lost == 0 && removed == 0 => parts.push("no connections break".to_owned()),
+        0 if summary.reach_lost == 0 && removed + moved == 0 => parts.push("no connections break".to_owned()),
         0 => {}
-        _ => parts.push(format!("connections of {broken} break").yellow().to_string()),
+        _ => parts.push(verb(broken, "loses connections", "lose connections").yellow().to_string()),
     }
     let lost = counted(|it| !it.keeps_server);
     if lost == 0 {
-        parts.push("none loses the server".to_owned());
+        parts.push("none loses its way to the server".to_owned());
     }
     text += &format!("; {}.\n", parts.join(", "));
     match lost {
@@ -188,10 +193,15 @@ fn nodes(plan: &Plan, summary: &Summary) -> String {
 /// How many pairs gain or lose reachability; each direction of two nodes, or of a node and a range, counts as a
 /// pair.
 fn reachability(plan: &Plan, summary: &Summary) -> String {
-    let Summary { reach_gained, reach_lost, reach_pairs, .. } = *summary;
-    let later = match plan.reach.iter().any(|change| change.once_joined) {
-        true => "; more follows once awaited nodes have joined",
-        false => "",
+    let Summary { reach_gained, reach_lost, reach_gained_later, reach_lost_later, reach_pairs, .. } =
+        *summary;
+    let awaited = "once awaited nodes have joined";
+    let later = match (reach_gained_later, reach_lost_later) {
+        (0, 0) if plan.reach.iter().any(|change| change.once_joined) => format!("; more follows {awaited}"),
+        (0, 0) => String::new(),
+        (gained, 0) => format!("; {gained} more can {awaited}"),
+        (0, lost) => format!("; {lost} more no longer can {awaited}"),
+        (gained, lost) => format!("; {gained} more can and {lost} no longer can {awaited}"),
     };
     let of = format!("of {}", count(reach_pairs, "pair"));
     let text = match (reach_gained, reach_lost) {
@@ -208,21 +218,43 @@ fn reachability(plan: &Plan, summary: &Summary) -> String {
     format!("{text}{later}.\n")
 }
 
-/// What becomes of all traffic of a network, where its hub changes.
-fn hub(CarryingChange { id, before, after, .. }: &CarryingChange) -> Option<String> {
+/// Whose traffic passes another node from now on: all of a network's with its hub, that of the nodes of a relay, and what
+/// goes to the internet.
+fn passes(CarryingChange { id, traffic, before, after }: &CarryingChange) -> Option<String> {
     let carrier = |of: &Option<Carrying>| of.as_ref().and_then(|it| it.candidates.first().cloned());
-    if id.kind != Kind::Network {
-        return None;
-    }
-    let whole = format!("all traffic of {id}");
+    let of = after.as_ref().or(before.as_ref())?;
+    let whose = super::carrying::whom(of).unwrap_or_else(|| "nobody yet".to_owned());
+    let (what, directly) = match traffic {
+        Traffic::Everything if id.kind == Kind::Network => {
+            (format!("all traffic of {id}"), "nodes talk to each other directly")
+        }
+        Traffic::Everything => (format!("all traffic of {whose}"), "they talk to others directly"),
+        Traffic::Ranges if of.is_default_route() => {
+            (format!("what goes to the internet from {whose}"), "it leaves by their own ways")
+        }
+        Traffic::Ranges | Traffic::Clients => return None,
+    };
     Some(match (carrier(before), carrier(after)) {
         (was, Some(is)) if was.as_ref() != Some(&is) => {
             let was = was.map(|was| format!(", in place of {was}")).unwrap_or_default();
-            format!("From now on {whole} passes {}{was}.", is.bold())
+            format!("From now on {what} passes {}{was}.", is.bold())
         }
-        (Some(was), None) => format!("{was} no longer passes on {whole}: nodes talk to each other directly."),
+        (Some(was), None) => format!("From now on {what} no longer passes {was}: {directly}."),
         (_, _) => return None,
     })
+}
+
+/// What the plan is warned of, in short; nothing if it is not.
+fn warnings(about: &[String]) -> String {
+    let number = count(about.len() as u64, "warning").yellow().bold().to_string();
+    match about {
+        [] => String::new(),
+        about if about.len() <= 3 => format!("{number}, in full on standard error: {}.\n", about.join(", ")),
+        about => {
+            let more = about.len() - 3;
+            format!("{number}, in full on standard error: {} and {more} more.\n", about[..3].join(", "))
+        }
+    }
 }
 
 /// How many of the tests hold afterwards; nothing if there are none.
@@ -271,7 +303,12 @@ fn change_line(change: &Change, kinds: usize, names: usize) -> String {
     let name = if inside(change) { change.id.name.as_str() } else { "" };
     let mut line = format!("  {} {word:kinds$}  {name:names$}", symbol(change.action));
     match change.action {
-        Action::Delete => {}
+        Action::Delete => {
+            let had = given(change.id.kind, change.before.as_ref());
+            if !had.is_empty() {
+                let _ = write!(line, "  {}", had.dimmed());
+            }
+        }
         Action::Create => {
             let _ = write!(line, "  {}", given(change.id.kind, change.after.as_ref()));
         }

@@ -50,7 +50,7 @@ pub fn reach(
 }
 
 /// Who opens what at whom.
-fn whom(ReachChange { from, to, what, both_ways, by_key, .. }: &ReachChange) -> String {
+fn whom(ReachChange { from, to, what, direction, both_ways, by_key, .. }: &ReachChange) -> String {
     let every = |text: &str| match text.strip_prefix('*') {
         Some(but) => format!("every node{but}"),
         None => text.to_owned(),
@@ -61,6 +61,12 @@ fn whom(ReachChange { from, to, what, both_ways, by_key, .. }: &ReachChange) -> 
         (_, to) => every(to),
     };
     let arrow = if *both_ways { "<->" } else { "->" };
-    let what = if *both_ways { String::new() } else { format!(" {}", what.bold()) };
+    // What is gained of everything is the rest of it.
+    let rest = what.strip_prefix("everything but ").filter(|_| *direction == Direction::Gained);
+    let what = match rest {
+        _ if *both_ways => String::new(),
+        Some(had) => format!(" {}, so far {had}", "everything".bold()),
+        None => format!(" {}", what.bold()),
+    };
     format!("{} {arrow} {whom}{what}", every(from))
 }

@@ -30,6 +30,7 @@ pub(super) fn check(planned: &Planned<'_>, report: &mut Report) {
         let problem = planned.warning(Code::SingleCarrier, message, &id, Some("via"));
         report.push(problem.help(format!("name a second node that stands by: via \"{node}\" \"OTHER\"")));
     }
+    half_exits(planned, report);
     for (id, was, is) in planned.changed::<Relay>() {
         let selected = |relay: &Relay| (*relay.r#for).clone();
         if for_nobody.contains(id) && was.is_none_or(|was| selected(was) != selected(is)) {
@@ -39,6 +40,31 @@ pub(super) fn check(planned: &Planned<'_>, report: &mut Report) {
             let problem = planned.warning(Code::RelayOfNobody, message, id, Some("for"));
             report.push(problem.help("select nodes, or remove the relay".to_owned()));
         }
+    }
+}
+
+/// Warns of ways to the internet for one family alone: what members send by the other leaves as before.
+fn half_exits(planned: &Planned<'_>, report: &mut Report) {
+    let families = |egress: &Egress| {
+        let wide = egress.ranges.iter().map(|range| range.net()).filter(|range| range.prefix_len() == 0);
+        wide.map(|range| range.network().is_ipv4()).collect::<BTreeSet<bool>>()
+    };
+    let all = planned.after.0.all_in::<Egress>(planned.network);
+    let everywhere: BTreeSet<bool> = all.flat_map(|(_, egress)| families(egress)).collect();
+    for (id, was, is) in planned.changed::<Egress>() {
+        let new = was.is_none_or(|was| families(was) != families(is));
+        let Some(ipv4) = families(is).first().copied().filter(|_| new && everywhere.len() == 1) else {
+            continue;
+        };
+        let [this, other] = if ipv4 { ["IPv4", "IPv6"] } else { ["IPv6", "IPv4"] };
+        let message = format!(
+            "{id} is the way to the internet for {this} alone: what members send there by {other} leaves by their own ways"
+        );
+        let range = if ipv4 { "::/0" } else { "0.0.0.0/0" };
+        let problem = planned.warning(Code::HalfExit, message, id, Some("ranges"));
+        report.push(problem.help(format!(
+            "add {range:?} to its ranges: where the gateway has no {other}, it is refused rather than sent elsewhere"
+        )));
     }
 }
 

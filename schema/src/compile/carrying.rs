@@ -61,6 +61,9 @@ pub struct Carrying {
     pub ranges: BTreeSet<IpNet>,
     /// Whether what leaves there has the carrier's address as its source; null unless it is traffic of ranges.
     pub nat: Option<bool>,
+    /// Whether what goes to the internet leaves by the members' own ways while none carries it.
+    #[serde(default)]
+    pub fallback: bool,
     /// How many nodes it is carried for: those that have joined.
     pub nodes: u64,
     /// How many external clients it is carried for.
@@ -192,6 +195,7 @@ fn carrying(
         away,
         ranges: egress.into_iter().flat_map(|(_, egress)| egress.ranges.iter().map(|it| it.net())).collect(),
         nat: egress.map(|(_, egress)| egress.nat),
+        fallback: egress.is_some_and(|(_, egress)| egress.fallback),
         nodes,
         clients: members.len() as u64 - nodes,
         members: members.iter().take(NAMED).cloned().collect(),

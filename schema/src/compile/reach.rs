@@ -88,6 +88,12 @@ pub struct Pairs {
     pub gained: u64,
     /// Those that lose.
     pub lost: u64,
+    /// Those that gain once awaited nodes have joined, mostly with one of these.
+    #[serde(default)]
+    pub gained_later: u64,
+    /// Those that would have gained once awaited nodes had joined, and do not any more.
+    #[serde(default)]
+    pub lost_later: u64,
     /// All that there are, of members and ranges that are there before or afterwards.
     pub of: u64,
 }
@@ -95,8 +101,10 @@ pub struct Pairs {
 impl Pairs {
     /// Adds those of another network.
     pub fn add(&mut self, other: Self) {
-        let Self { gained, lost, of } = other;
+        let Self { gained, lost, gained_later, lost_later, of } = other;
         (self.gained, self.lost, self.of) = (self.gained + gained, self.lost + lost, self.of + of);
+        self.gained_later += gained_later;
+        self.lost_later += lost_later;
     }
 }
 
@@ -496,16 +504,17 @@ pub fn between(network: &NetworkName, before: Moment<'_>, after: Moment<'_>) -> 
                     moved.push((*from, *to, differs));
                 }
             }
-            if !once_joined {
-                let size = |group: &Group<'_>| groups[group].len() as u64;
-                let of_one = |(from, to, _): &(&Group<'_>, &Group<'_>, Access)| {
-                    size(from) * (size(to) - u64::from(from == to))
-                };
-                let pairs = moved.iter().map(of_one).sum();
-                match direction {
-                    Direction::Lost => counted.lost = pairs,
-                    Direction::Gained => counted.gained = pairs,
-                }
+            let size = |group: &Group<'_>| groups[group].len() as u64;
+            let of_one = |(from, to, _): &(&Group<'_>, &Group<'_>, Access)| {
+                size(from) * (size(to) - u64::from(from == to))
+            };
+            let known = moved.iter().filter(|(from, to, _)| !is_key(from) && !is_key(to));
+            let pairs = known.map(of_one).sum();
+            match (direction, once_joined) {
+                (Direction::Lost, false) => counted.lost = pairs,
+                (Direction::Gained, false) => counted.gained = pairs,
+                (Direction::Lost, true) => counted.lost_later = pairs,
+                (Direction::Gained, true) => counted.gained_later = pairs,
             }
             let (here, moment) = match direction {
                 Direction::Lost => (&then, before),

@@ -22,9 +22,9 @@ pub struct Allow {
     pub from: NonEmpty<BTreeSet<Selector>>,
     /// To whom.
     pub to: NonEmpty<BTreeSet<Selector>>,
-    /// With which protocol. Absent: with every one.
+    /// With which protocol. Absent: any protocol.
     pub proto: Option<Protocol>,
-    /// To which ports, with `proto` `tcp` or `udp`. Absent: to every one.
+    /// To which ports, with `proto` `tcp` or `udp`. Absent: any port.
     pub ports: Option<NonEmpty<BTreeSet<PortRange>>>,
 }
 

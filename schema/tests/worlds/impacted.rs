@@ -207,6 +207,7 @@ pub fn check(impact: &NodeImpact, before: &View, after: &View) -> Outcome {
     prop_assert_eq!((lost, got), (&old - &new, &new - &old));
     let breaks = !old.is_subset(&new)
         || before.interface.listen_port != after.interface.listen_port
+        || !impact.internet.is_empty()
         || impact.routes_changed.iter().any(|it| it.breaks);
     prop_assert_eq!(impact.sessions_break, breaks);
     let known = before.peers.keys().filter(|name| after.peers.contains_key(*name));
