@@ -174,6 +174,12 @@ fn nodes(plan: &Plan, summary: &Summary) -> String {
         0 => {}
         _ => parts.push(verb(broken, "loses connections", "lose connections").yellow().to_string()),
     }
+    // Names of members come and go with these.
+    let unnamed =
+        counted(|it| !it.removed && it.names_removed.iter().any(|name| !it.peers_removed.contains(name)));
+    if unnamed > 0 {
+        parts.push(verb(unnamed, "no longer resolves some names", "no longer resolve some names"));
+    }
     let lost = counted(|it| !it.keeps_server);
     if lost == 0 {
         parts.push("none loses its way to the server".to_owned());

@@ -62,9 +62,7 @@ fn half_exits(planned: &Planned<'_>, report: &mut Report) {
         );
         let range = if ipv4 { "::/0" } else { "0.0.0.0/0" };
         let problem = planned.warning(Code::HalfExit, message, id, Some("ranges"));
-        report.push(problem.help(format!(
-            "add {range:?} to its ranges: where the gateway has no {other}, it is refused rather than sent elsewhere"
-        )));
+        report.push(problem.help(format!("add {range:?} to its ranges, if that must not be")));
     }
 }
 
