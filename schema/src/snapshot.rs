@@ -129,9 +129,15 @@ impl Snapshot {
         self.named(name, name.name())
     }
 
-    /// Every network.
+    /// Every network, at the cost of these alone: what they hold is passed over.
     pub fn networks(&self) -> impl Iterator<Item = (&NetworkName, &Arc<Network>)> {
-        self.entries.iter().filter_map(|(id, entry)| Some((&id.network, Network::of(&entry.object)?)))
+        let next = |(id, _): &(&ResourceId, &Entry)| {
+            let [.., kind] = *Kind::ALL else { return None };
+            let last = ResourceId { network: id.network.clone(), kind, name: Name::highest() };
+            self.entries.range(last..).next()
+        };
+        let firsts = std::iter::successors(self.entries.iter().next(), next);
+        firsts.filter_map(|(id, entry)| Some((&id.network, Network::of(&entry.object)?)))
     }
 
     /// The resource of that kind and name in a network.
@@ -333,5 +339,29 @@ mod tests {
         for bad in ["", "corp/network/corp", "corp/network/x", "corp/dns", "corp/thing/x", "corp/dns/a/b"] {
             assert!(bad.parse::<ResourceId>().is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn networks_are_found_whatever_they_hold() {
+        let mut snapshot = Snapshot::default();
+        let long = "z".repeat(63);
+        for id in ["a", "a/node/z", "b", "b/test/z", "c"]
+            .map(str::to_owned)
+            .into_iter()
+            .chain([format!("b/test/{long}")])
+        {
+            let id: ResourceId = id.parse().expect("an id");
+            let body = match id.kind {
+                Kind::Network => r#"{"ipv4":"10.40.0.0/24"}"#,
+                Kind::Node => "{}",
+                _ => r#"{"reach":[{"from":"z","to":"z"}]}"#,
+            };
+            let body = serde_json::from_str(body).expect("JSON");
+            let entry = crate::decode::decode_body(&id, &body).expect("it is valid");
+            snapshot.put(id, entry);
+        }
+        let names: Vec<_> = snapshot.networks().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["a", "b", "c"]);
+        assert_eq!(Snapshot::default().networks().count(), 0);
     }
 }

@@ -3,7 +3,7 @@
 use std::borrow::Borrow;
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use super::Scalar;
 
@@ -31,6 +31,12 @@ impl Name {
     /// The name that sorts before every other: where a search begins.
     pub(crate) fn lowest() -> Self {
         Self("0".into())
+    }
+
+    /// What sorts after every name: where a search goes on behind all of one kind.
+    pub(crate) fn highest() -> Self {
+        static HIGHEST: LazyLock<Name> = LazyLock::new(|| Name("z".repeat(64).into()));
+        HIGHEST.clone()
     }
 }
 
