@@ -30,7 +30,7 @@ use ::schema::decode::Declared;
 use ::schema::guard::{self, Guard, Judgement};
 use ::schema::inventory::{Inventory, NodeId};
 use ::schema::judge::{self, Verdict};
-use ::schema::plan::Plan;
+use ::schema::plan::{Outcome, Plan, plan_with_outcome};
 use ::schema::report::{Code, Problem, Report, Severity};
 use ::schema::rules::endpoints::refused_everywhere;
 use ::schema::rules::server::check_by_default;
@@ -175,6 +175,8 @@ pub struct Run<'a, C> {
     pub place: Where,
     /// The only network to work on. Absent: all.
     pub only: Option<NetworkName>,
+    /// The world after the plan that was made last; absent: none was made, it may have been saved.
+    after: Option<Outcome>,
     /// What the plan is warned of: each resource, or the code where it is not a single one.
     warned: Vec<String>,
     /// Why the plan has no commit, if it has none.
@@ -203,7 +205,15 @@ impl<'a, C: ControlPlane> Run<'a, C> {
             allow_empty: global.allow_empty,
             environment: environment.clone(),
         };
-        Self { place, only: global.network.clone(), warned: Vec::new(), no_commit: None, connect, console }
+        Self {
+            place,
+            only: global.network.clone(),
+            after: None,
+            warned: Vec::new(),
+            no_commit: None,
+            connect,
+            console,
+        }
     }
 
     /// Reads the files, and shows every problem; `undone` names what is not done if there are errors.
@@ -296,9 +306,9 @@ impl<'a, C: ControlPlane> Run<'a, C> {
         let known = networks(&loaded.declared.snapshot).chain(networks(&world.snapshot));
         self.check_network(known.collect())?;
         let planned =
-            ::schema::plan::plan(&loaded.declared, &owner, self.only.as_ref(), world, info, Timestamp::now());
+            plan_with_outcome(&loaded.declared, &owner, self.only.as_ref(), world, info, Timestamp::now());
         match planned {
-            Ok(plan) => {
+            Ok((plan, after)) => {
                 // What is about one network says nothing of all; perhaps this token sees no others.
                 let plan = match self.only {
                     Some(_) => plan,
@@ -314,7 +324,8 @@ impl<'a, C: ControlPlane> Run<'a, C> {
                 let about_nobody =
                     plan.tests.iter().filter(|it| !it.fails()).filter_map(|it| it.problem(map));
                 let declared = networks(&loaded.declared.snapshot).collect();
-                let mut warnings = self.advice(&plan, declared, (info, world), map);
+                let mut warnings = self.advice(&plan, declared, (world, &after), map);
+                self.after = Some(after);
                 let said: BTreeSet<_> = warnings.problems().filter_map(|it| it.at).collect();
                 let doubts = loaded.report.problems().filter(|it| it.at.is_none_or(|at| !said.contains(&at)));
                 about_nobody.chain(doubts.cloned()).for_each(|it| warnings.push(it));
@@ -335,10 +346,9 @@ impl<'a, C: ControlPlane> Run<'a, C> {
         &self,
         plan: &Plan,
         declared: BTreeSet<NetworkName>,
-        (info, world): (&ServerInfo, &World),
+        (world, after): (&World, &Outcome),
         map: &SourceMap,
     ) -> Report {
-        let Ok(after) = plan.apply(world, info, Timestamp::now()) else { return Report::default() };
         let mut networks = declared;
         networks.extend(plan.changes.iter().map(|change| change.id.network.clone()));
         networks.retain(|it| self.only.as_ref().is_none_or(|only| only == it));
@@ -350,7 +360,7 @@ impl<'a, C: ControlPlane> Run<'a, C> {
     /// nothing changes count only `with_all_tests`: they refuse no change.
     fn judge(
         plan: &Plan,
-        loaded: Option<&Loaded>,
+        (loaded, after): (Option<&Loaded>, Option<&Outcome>),
         info: &ServerInfo,
         world: &World,
         allow: &BTreeSet<Guard>,
@@ -359,7 +369,8 @@ impl<'a, C: ControlPlane> Run<'a, C> {
         let map = SourceMap::default();
         let map = loaded.map_or(&map, |loaded| &loaded.declared.source_map);
         let now = Timestamp::now();
-        let Ok(after) = plan.apply(world, info, now) else {
+        let applied = if after.is_none() { plan.apply(world, info, now).ok() } else { None };
+        let Some(after) = after.or(applied.as_ref()) else {
             return (guard::judge(Vec::new(), allow), Vec::new());
         };
         let all = (&after.snapshot, &after.inventory);
@@ -367,7 +378,7 @@ impl<'a, C: ControlPlane> Run<'a, C> {
         // A plan that was just made says what it does; one that was saved may do something else by now.
         let effect = || match loaded {
             Some(_) => plan.effect(),
-            None => ::schema::plan::effect(world, &after, info),
+            None => ::schema::plan::effect(world, after, info),
         };
         findings.extend(guard::over_limits(&plan.owner(), world, &after.snapshot, effect));
         if with_all_tests {

@@ -204,6 +204,19 @@ pub fn plan(
     server: &ServerInfo,
     now: Timestamp,
 ) -> Result<Plan, Report> {
+    plan_with_outcome(declared, owner, only, world, server, now).map(|(plan, _)| plan)
+}
+
+/// The same, with the world after the plan: as [`Plan::apply`] returns it, but for revisions, without another look at
+/// the rules.
+pub fn plan_with_outcome(
+    declared: &Declared,
+    owner: &Owner,
+    only: Option<&NetworkName>,
+    world: &World,
+    server: &ServerInfo,
+    now: Timestamp,
+) -> Result<(Plan, Outcome), Report> {
     let desired = desired(declared, owner, only, &world.snapshot)?;
     let inventory = check_and_reconcile(&desired, &world.inventory, &declared.source_map, server, now)?;
     let changes = diff(&world.snapshot, &desired);
@@ -243,7 +256,7 @@ pub fn plan(
         tests,
     };
     plan.digest = plan.digest_now();
-    Ok(plan)
+    Ok((plan, after))
 }
 
 /// What files declare, together with what the server has from elsewhere.

@@ -74,8 +74,14 @@ async fn apply<C: ControlPlane>(args: &args::Apply, run: &mut Run<'_, C>) -> Res
         None => planned(run).await?,
     };
     let allow = args.allowed.rules();
-    let (judgement, keys) =
-        Run::<C>::judge(&ready.plan, ready.loaded.as_ref(), &ready.info, &ready.world, &allow, false);
+    let (judgement, keys) = Run::<C>::judge(
+        &ready.plan,
+        (ready.loaded.as_ref(), run.after.as_ref()),
+        &ready.info,
+        &ready.world,
+        &allow,
+        false,
+    );
     show(&ready, keys, &server, args, run)?;
     if let Some(expected) = &args.expect
         && ready.plan.digest != *expected
@@ -154,7 +160,12 @@ async fn saved<C: ControlPlane>(path: &Path, run: &mut Run<'_, C>) -> Result<(Re
     if let Some(LogEntry { revision, actor, time, .. }) = carried_out(&plan, &world, &server).await? {
         return Err(Error::Undone { revision, actor, time });
     }
-    let warnings = run.advice(&plan, BTreeSet::new(), (&info, &world), &SourceMap::default());
+    // Where it breaks a rule by now, the server says so.
+    run.after = plan.apply(&world, &info, jiff::Timestamp::now()).ok();
+    let after = run.after.as_ref();
+    let warnings =
+        after.map(|after| run.advice(&plan, BTreeSet::new(), (&world, after), &SourceMap::default()));
+    let warnings = warnings.unwrap_or_default();
     run.show_problems(&[], &warnings)?;
     Ok((Ready { plan, loaded: None, info, world }, server))
 }

@@ -27,7 +27,14 @@ pub async fn run<C: ControlPlane>(args: &args::Plan, run: &mut Run<'_, C>) -> Re
     let server = (run.connect)(loaded.server.as_deref())?;
     let (info, world) = run.observe(&server).await?;
     let plan = run.plan(&loaded, &info, &world)?;
-    let (judgement, keys) = Run::<C>::judge(&plan, Some(&loaded), &info, &world, &args.allowed.rules(), true);
+    let (judgement, keys) = Run::<C>::judge(
+        &plan,
+        (Some(&loaded), run.after.as_ref()),
+        &info,
+        &world,
+        &args.allowed.rules(),
+        true,
+    );
     if let Some(path) = &args.out {
         save(&plan, path)?;
     }

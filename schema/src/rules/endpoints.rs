@@ -12,10 +12,12 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{Claim, Findings};
+use crate::kinds::Network;
 use crate::report::{Code, Problem, Report};
 use crate::rules::source_map::SourceMap;
 use crate::scalars::{EndpointHost, Name, NetworkName};
@@ -144,17 +146,21 @@ impl<'a> Meshes<'a> {
     /// Why other nodes cannot reach a node at an address or by a name; nothing if they may.
     pub fn refuses(&self, host: &EndpointHost) -> Option<Refused> {
         host_refused_everywhere(host).or_else(|| match host {
-            EndpointHost::Address(address) => self.holds(address.to_canonical()),
+            EndpointHost::Address(address) => self.holds(address.to_canonical(), self.declared.networks()),
             EndpointHost::Domain(_) => mesh_name(self.declared, host),
         })
     }
 
-    /// Why an address belongs to a mesh.
-    fn holds(&self, address: IpAddr) -> Option<Refused> {
+    /// Why an address belongs to one of these meshes.
+    fn holds<'n>(
+        &self,
+        address: IpAddr,
+        mut networks: impl Iterator<Item = (&'n NetworkName, &'n Arc<Network>)>,
+    ) -> Option<Refused> {
         if let Some(range) = self.comms_range.filter(|range| IpNet::from(*range).contains(&address)) {
             return Some(Refused::Comms(range));
         }
-        self.declared.networks().find_map(|(network, settings)| {
+        networks.find_map(|(network, settings)| {
             let range = settings.range_of(address).filter(|range| range.contains(&address))?;
             if !self.let_through(range) {
                 return Some(Refused::Inside { network: network.clone(), range });
@@ -214,10 +220,11 @@ pub(super) fn check_by_default(declared: &Snapshot, source_map: &SourceMap) -> R
 
 fn check_as(code: Code, meshes: Meshes<'_>, source_map: &SourceMap) -> Report {
     let mut report = Report::default();
+    let networks: Vec<_> = meshes.declared.networks().collect();
     for (id, entry) in meshes.declared.entries() {
         for (field, claim) in entry.object.claims() {
             let Claim::Endpoint(host @ EndpointHost::Address(address)) = &claim else { continue };
-            if let Some(why) = meshes.holds(*address) {
+            if let Some(why) = meshes.holds(*address, networks.iter().copied()) {
                 let at = source_map.location(id, &[Step::Field(field)]);
                 report.push(problem(code, (id, host), &why).at(at));
             }
