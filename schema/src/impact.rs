@@ -64,6 +64,11 @@ pub struct NodeImpact {
     /// Ranges that it loses the route to.
     #[schemars(with = "Vec<String>")]
     pub routes_removed: Vec<IpNet>,
+    /// Ranges that it sends nothing to any more: they lie in a wider range that it reaches through others, and are not
+    /// for it.
+    #[serde(default)]
+    #[schemars(with = "Vec<String>")]
+    pub routes_refused: Vec<IpNet>,
     /// Ranges that it reaches through another node than before.
     #[serde(default)]
     pub routes_changed: Vec<RouteChange>,
@@ -153,7 +158,8 @@ pub struct RouteChange {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub struct SettingChange {
-    /// Its name: `listen-port`, `mtu`, `keepalive`, `check-in`, `name-servers`, `egress office`.
+    /// Its name: `listen-port`, `mtu`, `keepalive`, `check-in`, `name-servers`; `egress office`, of what it forwards to;
+    /// `refuses`, of a range that it sends nothing to.
     pub name: String,
     /// What it was; null: nothing.
     pub before: Option<String>,
@@ -265,6 +271,7 @@ struct Shared<'a> {
     paths: Vec<MovedTo>,
     routes_added: BTreeSet<IpNet>,
     routes_removed: BTreeSet<IpNet>,
+    routes_refused: BTreeSet<IpNet>,
     routes_changed: Vec<RouteChange>,
     internet: Vec<InternetChange>,
     names_added: Names,
@@ -273,8 +280,8 @@ struct Shared<'a> {
     /// What all resolve before and afterwards.
     known: Option<[Known<'a>; 2]>,
     filter: bool,
-    /// What is forwarded to otherwise.
-    forwards: Vec<SettingChange>,
+    /// What is forwarded to otherwise, and what is refused no longer.
+    others: Vec<SettingChange>,
     /// The routes into the mesh, afterwards.
     leads: Vec<IpNet>,
 }
@@ -426,13 +433,15 @@ impl<'a> Change<'a> {
         let (added, removed): (Vec<_>, Vec<_>) = (added.into_iter().collect(), removed.into_iter().collect());
         impact.put("routes_added", first(&added), |it| &mut it.routes_added);
         impact.put("routes_removed", first(&removed), |it| &mut it.routes_removed);
+        let refused: Vec<IpNet> = shared.routes_refused.iter().copied().collect();
+        impact.put("routes_refused", first(&refused), |it| &mut it.routes_refused);
         impact.put("routes_changed", first(&shared.routes_changed), |it| &mut it.routes_changed);
         impact.internet.clone_from(&shared.internet);
         self.names(node, (before, after), shared, &mut impact);
         impact.carries = parts(node, self.carrying);
         impact.filter = shared.filter;
         impact.settings = settings(before, after);
-        impact.settings.extend(shared.forwards.iter().cloned());
+        impact.settings.extend(shared.others.iter().cloned());
         impact.readdressed = self.readdressed(node, before, after);
         let loses_one = impact.readdressed.iter().any(|it| it.before.is_some());
         impact.sessions_break = loses_one
@@ -538,7 +547,7 @@ impl<'a> Change<'a> {
         let (before, after) = again.unwrap_or((before, after));
         let mut shared = Shared {
             filter: filter_changes((&before, &after), &delta, was, is),
-            forwards: forward_changes(&before, &after),
+            others: forward_changes(&before, &after),
             internet: internet_changes(&before, &after, &delta),
             paths: self.paths.as_ref().map(|paths| paths.of((was, from), (is, to))).unwrap_or_default(),
             ..Shared::default()
@@ -609,13 +618,20 @@ impl Shared<'_> {
         let via = |view: &View, range: &IpNet| view.routes.get(range).map(|route| route.via.clone());
         for range in delta.routes.keys() {
             match (via(before, range), via(after, range)) {
-                (None, Some(_)) => drop(self.routes_added.insert(*range)),
-                (Some(_), None) => drop(self.routes_removed.insert(*range)),
+                (None, Some(Some(_))) => drop(self.routes_added.insert(*range)),
+                (None, Some(None)) => drop(self.routes_refused.insert(*range)),
+                (Some(Some(_)), None) => drop(self.routes_removed.insert(*range)),
                 (Some(had), Some(has)) if had != has => {
                     let breaks = had.is_some() && (was.ways().has_nat(range) || is.ways().has_nat(range));
                     self.routes_changed.push(RouteChange { range: *range, before: had, after: has, breaks });
                 }
-                (Some(_), Some(_)) | (None, None) => {}
+                // Where what goes to the internet goes is said apart.
+                (Some(None), None) if range.prefix_len() > 0 => self.others.push(SettingChange {
+                    name: "refuses".to_owned(),
+                    before: Some(range.to_string()),
+                    after: None,
+                }),
+                (Some(_), Some(_) | None) | (None, None) => {}
             }
         }
         self.routes_changed.sort_by_key(|change| change.range);
@@ -803,6 +819,7 @@ fn nothing(network: &NetworkName, node: &Name) -> NodeImpact {
         paths: Vec::new(),
         routes_added: Vec::new(),
         routes_removed: Vec::new(),
+        routes_refused: Vec::new(),
         routes_changed: Vec::new(),
         internet: Vec::new(),
         names_added: Vec::new(),
@@ -851,6 +868,7 @@ impl NodeImpact {
             paths,
             routes_added,
             routes_removed,
+            routes_refused,
             routes_changed,
             internet,
             names_added,
@@ -869,7 +887,7 @@ impl NodeImpact {
         *removed
             || *sessions_break
             || peers.into_iter().chain(names).any(|list| !list.is_empty())
-            || [routes_added, routes_removed].into_iter().any(|list| !list.is_empty())
+            || [routes_added, routes_removed, routes_refused].into_iter().any(|list| !list.is_empty())
             || !(paths.is_empty() && routes_changed.is_empty() && internet.is_empty())
             || !(carries.is_empty() && settings.is_empty() && readdressed.is_empty())
     }

@@ -606,7 +606,7 @@ impl<'a> Distinguished<'a> {
     fn in_words(&self, from: &Party, to: &Party) -> (String, String) {
         let key = |party: &Party| match party {
             Party::Member(name) => self.members.get(name).and_then(|member| member.key.as_ref()),
-            Party::Range(_) => None,
+            Party::Range(_) | Party::Joins(..) => None,
         };
         let words = |party: &Party| match key(party) {
             Some(key) => format!("a node that joins with the key {key}"),
@@ -622,7 +622,7 @@ impl<'a> Distinguished<'a> {
 fn rank<'n>(party: &'n Party, members: &BTreeMap<Name, Member>) -> (bool, &'n Party) {
     let is_awaited = match party {
         Party::Member(name) => members.get(name).is_some_and(|member| member.key.is_some()),
-        Party::Range(_) => false,
+        Party::Range(_) | Party::Joins(..) => false,
     };
     (is_awaited, party)
 }

@@ -226,7 +226,7 @@ pub fn plan_with_outcome(
     }
     let after = Outcome { snapshot: desired, inventory };
     let pending = pending_changes(&world.inventory, &after.inventory);
-    let Effects { impact, mut reach, pairs, carrying, clients } = effects(world, &after, server);
+    let Effects { impact, mut reach, pairs, carrying, clients } = effects(world, &after, server, now);
     for change in &mut reach {
         change.because = causes(change, &changes);
     }
@@ -486,7 +486,7 @@ struct Effects {
     clients: Vec<ClientChange>,
 }
 
-fn effects(before: &World, after: &Outcome, server: &ServerInfo) -> Effects {
+fn effects(before: &World, after: &Outcome, server: &ServerInfo, now: Timestamp) -> Effects {
     let (old, new) = ((&before.snapshot, &before.inventory), (&after.snapshot, &after.inventory));
     let changed = Changed::between(old, new);
     let mut effects = Effects::default();
@@ -502,8 +502,9 @@ fn effects(before: &World, after: &Outcome, server: &ServerInfo) -> Effects {
             Some(was) => was.follow(new.0, new.1, &changed),
             None => Mesh::compile(network, new.0, new.1),
         };
-        let before = Moment { declared: old.0, inventory: old.1, mesh: was.as_ref(), hidden: &was_hidden };
-        let after = Moment { declared: new.0, inventory: new.1, mesh: is.as_ref(), hidden: &is_hidden };
+        let before =
+            Moment { declared: old.0, inventory: old.1, mesh: was.as_ref(), hidden: &was_hidden, now };
+        let after = Moment { declared: new.0, inventory: new.1, mesh: is.as_ref(), hidden: &is_hidden, now };
         let carrying = carrying::between(network, before, after);
         let (reach, pairs) = reach::between(network, before, after);
         effects.reach.extend(reach);
@@ -517,8 +518,8 @@ fn effects(before: &World, after: &Outcome, server: &ServerInfo) -> Effects {
 
 /// How much a change of the declarations does to nodes and to who reaches whom: what the plan of it says.
 pub fn effect(before: &World, after: &Outcome, server: &ServerInfo) -> Effect {
-    let Effects { impact, pairs, .. } = effects(before, after, server);
-    Effect { nodes_changed: nodes_changed(&impact), reach_lost: pairs.lost }
+    let Effects { impact, pairs, .. } = effects(before, after, server, Timestamp::MIN);
+    Effect { nodes_changed: nodes_changed(&impact), reach_lost: pairs.lost_by_members }
 }
 
 /// How many nodes are affected, other than by their filter alone.
@@ -526,41 +527,54 @@ fn nodes_changed(impact: &[NodeImpact]) -> u64 {
     impact.iter().filter(|impact| !impact.is_filter_alone()).count() as u64
 }
 
-/// The changes that a change of reachability may follow from: those of its rule, or of a node that it names, or else
-/// those of what is of importance to all, the nearest first.
+/// The changes that a change of reachability may follow from: that of its rule, those of whom it names and of the key that
+/// it is about; where there is none of these, all of its network that can move who reaches whom.
 fn causes(reach: &ReachChange, changes: &[Change]) -> Vec<ResourceId> {
-    let here = || changes.iter().filter(|change| change.id.network == reach.network);
-    let of_kind = |kinds: &'static [Kind]| here().filter(move |change| kinds.contains(&change.id.kind));
-    let names = |change: &&Change| {
-        let sides = [&reach.from, &reach.to];
+    let here = || changes.iter().filter(|change| change.id.network == reach.network && moves_reach(change));
+    let named = |side: &String| -> Vec<String> {
         // Those who are missing from a side are no cause.
-        let named = |side: &String| side.split(" but ").next().unwrap_or_default().replace(" and ", ", ");
-        sides.into_iter().map(named).any(|side| side.split(", ").any(|name| name == change.id.name.as_str()))
+        let words = side.split(" but ").next().unwrap_or_default().replace(" and ", ", ");
+        words.split([',', '(', ')']).map(|word| word.trim().to_owned()).collect()
     };
-    let key = |change: &&Change| {
-        let with = |side: &str| {
-            side.strip_prefix("whoever joins with ")
-                .is_some_and(|keys| keys.split(", ").any(|key| key == change.id.name.as_str()))
-        };
-        with(&reach.from) || with(&reach.to)
+    let names: Vec<String> = [&reach.from, &reach.to].into_iter().flat_map(named).collect();
+    let keys: Vec<&str> = names.iter().filter_map(|name| name.strip_prefix("whoever joins with ")).collect();
+    let is_meant = |change: &&Change| {
+        let name = change.id.name.as_str();
+        match change.id.kind {
+            Kind::Group | Kind::Node | Kind::ExternalClient => names.iter().any(|it| it == name),
+            Kind::AccessKey => reach.by_key && (keys.contains(&name) || names.iter().any(|it| it == name)),
+            _ => Some(&change.id) == reach.rule.as_ref() && change.id.kind != Kind::Network,
+        }
     };
     let ids = |changes: &mut dyn Iterator<Item = &Change>| -> Vec<ResourceId> {
         changes.map(|change| change.id.clone()).collect()
     };
     let nearest = [
-        ids(&mut here().filter(|change| Some(&change.id) == reach.rule.as_ref())),
-        ids(&mut of_kind(&[Kind::AccessKey]).filter(|change| change.action == Action::Create).filter(key)),
-        ids(&mut of_kind(&[Kind::Group, Kind::Node, Kind::ExternalClient]).filter(names)),
-        ids(&mut of_kind(&[Kind::Network])),
-        // What names, groups and rules say of who may talk to whom, and what carries it there.
-        ids(&mut of_kind(&[Kind::Egress, Kind::Ingress, Kind::Relay])),
-        ids(&mut of_kind(&[Kind::Group, Kind::Allow, Kind::ExternalClient, Kind::Node])
-            .filter(|_| reach.rule.is_some())),
-        ids(&mut of_kind(&[Kind::Node, Kind::AccessKey])),
+        ids(&mut here().filter(is_meant)),
+        ids(&mut here().filter(|change| change.id.kind != Kind::AccessKey || reach.by_key)),
         // The range of another network may hide endpoints of this one.
         ids(&mut changes.iter().filter(|change| change.id.kind == Kind::Network)),
     ];
     nearest.into_iter().find(|ids| !ids.is_empty()).unwrap_or_default()
+}
+
+/// Whether a change can move who reaches whom, by what it changes.
+fn moves_reach(change: &Change) -> bool {
+    let any_of = |fields: &[&str]| change.fields().iter().any(|it| fields.contains(&it.field.name));
+    match (change.action, change.id.kind) {
+        (Action::Create | Action::Delete, Kind::Dns | Kind::Test) => false,
+        (Action::Create | Action::Delete, _) => true,
+        (Action::Update, kind) => match kind {
+            Kind::Network => any_of(&["ipv4", "ipv6", "hub", "acl"]),
+            Kind::AccessKey => any_of(&["uses", "expires", "tags", "for"]),
+            Kind::Node => any_of(&["ipv4", "ipv6", "tags", "endpoint", "approved"]),
+            Kind::Egress => any_of(&["via", "ranges", "for", "fallback"]),
+            Kind::Ingress => any_of(&["via", "pool"]),
+            Kind::Relay => any_of(&["via", "for"]),
+            Kind::Dns | Kind::Test => false,
+            _ => true,
+        },
+    }
 }
 
 impl Plan {
@@ -619,7 +633,7 @@ impl Plan {
 
     /// How much it does to nodes and to who reaches whom, as it says.
     pub fn effect(&self) -> Effect {
-        Effect { nodes_changed: nodes_changed(&self.impact), reach_lost: self.pairs.lost }
+        Effect { nodes_changed: nodes_changed(&self.impact), reach_lost: self.pairs.lost_by_members }
     }
 
     /// A summary of it.

@@ -170,6 +170,7 @@ fn views_have_what_is_reported(moments: &[Moment]) -> Result<(), TestCaseError> 
                 inventory: &world.inventory,
                 mesh: mesh.as_ref(),
                 hidden: &hidden,
+                now: Timestamp::UNIX_EPOCH,
             });
             let (mut reported, _) = reach::between(&network, was, is);
             reported.retain(|change| !change.by_key);

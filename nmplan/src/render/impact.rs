@@ -100,6 +100,7 @@ fn effects(impact: &NodeImpact, named: bool) -> String {
         paths,
         routes_added,
         routes_removed,
+        routes_refused,
         routes_changed,
         internet,
         names_added,
@@ -182,6 +183,9 @@ fn effects(impact: &NodeImpact, named: bool) -> String {
     parts.extend(ranges("routes_added", routes_added).map(|ranges| format!("gains a route to {ranges}")));
     parts.extend(
         ranges("routes_removed", routes_removed).map(|ranges| format!("loses the route to {ranges}")),
+    );
+    parts.extend(
+        ranges("routes_refused", routes_refused).map(|ranges| format!("sends nothing to {ranges} any more")),
     );
     parts.extend(routes_changed.iter().filter(|it| it.range.prefix_len() > 0).map(route));
     let elsewhere = ["resolves to something else", "resolve to something else"];

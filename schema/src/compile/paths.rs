@@ -16,6 +16,8 @@ pub enum Party {
     Member(Name),
     /// A range, or a part of one.
     Range(IpNet),
+    /// Whoever joins with the key of that name: one of several who may, by a number.
+    Joins(Name, u32),
 }
 
 /// As files write it.
@@ -24,6 +26,7 @@ impl fmt::Display for Party {
         match self {
             Self::Member(name) => name.fmt(f),
             Self::Range(range) => range.fmt(f),
+            Self::Joins(key, _) => write!(f, "whoever joins with {key}"),
         }
     }
 }

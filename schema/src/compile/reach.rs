@@ -14,6 +14,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -45,8 +46,9 @@ pub enum Direction {
 pub struct ReachChange {
     /// The network.
     pub network: NetworkName,
-    /// Who opens connections: what the rule selects, `*` for every node; the nodes where it is a few of those;
-    /// `* but db-1` where a few are missing, else how many: `40 of tag:web`.
+    /// Who opens connections: what the rule selects, with the nodes where these are few: `tag:web (web-1, web-2)`; `*`
+    /// for every node; the nodes where it is a few of what is selected; `* but db-1` where a few are missing, else how
+    /// many: `40 of tag:web`.
     pub from: String,
     /// To whom, likewise.
     pub to: String,
@@ -88,6 +90,9 @@ pub struct Pairs {
     pub gained: u64,
     /// Those that lose.
     pub lost: u64,
+    /// Those of them that are of two members.
+    #[serde(default)]
+    pub lost_by_members: u64,
     /// Those that gain once awaited nodes have joined, mostly with one of these.
     #[serde(default)]
     pub gained_later: u64,
@@ -101,7 +106,8 @@ pub struct Pairs {
 impl Pairs {
     /// Adds those of another network.
     pub fn add(&mut self, other: Self) {
-        let Self { gained, lost, gained_later, lost_later, of } = other;
+        let Self { gained, lost, lost_by_members, gained_later, lost_later, of } = other;
+        self.lost_by_members += lost_by_members;
         (self.gained, self.lost, self.of) = (self.gained + gained, self.lost + lost, self.of + of);
         self.gained_later += gained_later;
         self.lost_later += lost_later;
@@ -119,6 +125,8 @@ pub struct Moment<'a> {
     pub mesh: Option<&'a Mesh>,
     /// What is hidden then, in all networks.
     pub hidden: &'a Hidden,
+    /// When that is looked at: access keys that have expired by then let nobody join.
+    pub now: Timestamp,
 }
 
 /// The endpoints that ranges hide, at one moment.
@@ -220,7 +228,7 @@ fn reaching(
     moment: Moment<'_>,
     ranges: &BTreeSet<IpNet>,
 ) -> BTreeMap<Party, Situation> {
-    let Moment { declared, inventory, mesh, hidden } = moment;
+    let Moment { declared, inventory, mesh, hidden, now } = moment;
     let Some(mesh) = mesh else { return BTreeMap::new() };
     let ways = mesh.ways();
     let place = |name: &Name, through: Option<Through>| Place {
@@ -246,14 +254,28 @@ fn reaching(
     let there = mesh.classes().flat_map(|(_, members)| members);
     let mut parties: BTreeMap<Party, Situation> =
         there.map(|(name, peer)| (Party::Member(name.clone()), situation(name, peer))).collect();
-    // A key that is used up lets nobody join.
-    let is_open = |key: &Name| {
-        let uses = declared.named::<AccessKey>(network, key).map(|key| key.uses());
+    // Of a key that has expired nobody is left who could join, of one that is used up neither.
+    let left = |key: &Name| {
+        let declared = declared.named::<AccessKey>(network, key);
         let status = inventory.key(&ResourceId::of::<AccessKey>(network, key));
-        uses.is_some_and(|uses| status.is_none_or(|status| uses.left(status.used) != Some(0)))
+        let expires = declared.zip(status).and_then(|(key, status)| status.expires(key));
+        let uses = declared.and_then(|key| key.uses().left(status.map_or(0, |status| status.used)));
+        if expires.is_some_and(|end| end <= now) { 0 } else { uses.unwrap_or(u32::MAX) }
     };
-    let members = members(network, declared, inventory).into_iter();
-    for (name, member) in members.filter(|(_, member)| member.key.as_ref().is_none_or(is_open)) {
+    let mut numbers: BTreeMap<Name, u32> = BTreeMap::new();
+    for (name, member) in members(network, declared, inventory) {
+        // Whom a key stands for is known by the key: their names follow from what other keys there are.
+        let party = match &member.key {
+            None => Party::Member(name.clone()),
+            Some(key) => {
+                let number = numbers.entry(key.clone()).or_default();
+                *number += 1;
+                if *number > left(key) {
+                    continue;
+                }
+                Party::Joins(key.clone(), *number)
+            }
+        };
         let new = || {
             let class = mesh.policy().class(&name, &member.tags, &member.addresses);
             let through = match declared.named::<ExternalClient>(network, &name) {
@@ -270,7 +292,7 @@ fn reaching(
                 ..Situation::default()
             }
         };
-        parties.entry(Party::Member(name.clone())).or_insert_with(new);
+        parties.entry(party).or_insert_with(new);
     }
     let own: Vec<IpNet> = declared.network(network).into_iter().flat_map(|it| it.ranges()).collect();
     let outside = ranges.iter().filter(|range| !own.iter().any(|own| own.contains(*range)));
@@ -511,7 +533,12 @@ pub fn between(network: &NetworkName, before: Moment<'_>, after: Moment<'_>) -> 
             let known = moved.iter().filter(|(from, to, _)| !is_key(from) && !is_key(to));
             let pairs = known.map(of_one).sum();
             match (direction, once_joined) {
-                (Direction::Lost, false) => counted.lost = pairs,
+                (Direction::Lost, false) => {
+                    let is_member = |group: &Group<'_>| !is_outer(group);
+                    let members = moved.iter().filter(|(from, to, _)| is_member(from) && is_member(to));
+                    counted.lost_by_members = members.map(of_one).sum();
+                    counted.lost = pairs;
+                }
                 (Direction::Gained, false) => counted.gained = pairs,
                 (Direction::Lost, true) => counted.lost_later = pairs,
                 (Direction::Gained, true) => counted.gained_later = pairs,
@@ -521,7 +548,6 @@ pub fn between(network: &NetworkName, before: Moment<'_>, after: Moment<'_>) -> 
                 Direction::Gained => (&now, after),
             };
             let restricted = then.is_restricted() || now.is_restricted();
-            let is_outer = |group: &Group<'_>| group.0.or(group.1).is_some_and(|it| it.class.is_outer());
             let side = |group: &Group<'_>| Side { outer: is_outer(group), key: is_key(group) };
             let mut kinds: BTreeMap<[Side; 2], Vec<_>> = BTreeMap::new();
             for (from, to, access) in moved {
@@ -563,6 +589,10 @@ struct Side {
 /// The access key that a group stands for.
 fn key_of<'a>(group: &Group<'a>) -> Option<&'a Name> {
     group.0.or(group.1).and_then(|situation| situation.key.as_ref())
+}
+
+fn is_outer(group: &Group<'_>) -> bool {
+    group.0.or(group.1).is_some_and(|situation| situation.class.is_outer())
 }
 
 fn is_key(group: &Group<'_>) -> bool {
@@ -768,7 +798,9 @@ fn words(some: &BTreeSet<&Party>, all: &BTreeSet<&Party>, selectors: Option<&BTr
     }
     let selected = selectors.map_or_else(|| "*".to_owned(), |selectors| join(selectors.iter()));
     match all.len().saturating_sub(some.len()) {
-        0 => selected,
+        0 if selected.contains('*') || some.len() > NAMED || selected == join(some.iter()) => selected,
+        // What tags and groups select may be another before and afterwards.
+        0 => format!("{selected} ({})", join(some.iter())),
         _ if some.len() <= NAMED => join(some.iter()),
         1..=NAMED => format!("{selected} but {}", join(all.difference(some))),
         _ if selected == "*" => first_of(some),

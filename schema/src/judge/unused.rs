@@ -39,7 +39,7 @@ fn nodes(all: &Distinguished<'_>, declared: &Snapshot) -> BTreeSet<Name> {
     let idle = all.classes.iter().zip(active).filter(|(_, active)| !active).map(|(alike, _)| alike);
     let names = idle.flat_map(|alike| &alike.parties).filter_map(|party| match party {
         Party::Member(name) => Some(name),
-        Party::Range(_) => None,
+        Party::Range(_) | Party::Joins(..) => None,
     });
     let is_node = |name: &&Name| {
         declared.named::<ExternalClient>(all.network, name).is_none()

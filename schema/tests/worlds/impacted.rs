@@ -162,16 +162,23 @@ pub fn check(impact: &NodeImpact, before: &View, after: &View) -> Outcome {
     }
     prop_assert_eq!(impact.all_of("allowed_ips", &impact.allowed_ips), moved);
     let (old, new) = (routes(before), routes(after));
-    let ranges = |of: &BTreeMap<IpNet, Option<Name>>, view: &View| -> BTreeSet<IpNet> {
-        of.keys().copied().chain(own_ranges(view)).collect()
-    };
-    let (old_ranges, new_ranges) = (ranges(&old, before), ranges(&new, after));
+    // Those that lead to somebody, and are not in the other View.
+    let leads =
+        |of: &BTreeMap<IpNet, Option<Name>>, than: &BTreeMap<IpNet, Option<Name>>| -> BTreeSet<IpNet> {
+            of.iter()
+                .filter(|(range, via)| via.is_some() && !than.contains_key(*range))
+                .map(|(range, _)| *range)
+                .collect()
+        };
+    let (had, has) = (own_ranges(before), own_ranges(after));
     let set = |list: &[IpNet]| list.iter().copied().collect::<BTreeSet<_>>();
     // A spoke has a route for the network's own ranges besides.
     let own = &own_ranges(before) & &own_ranges(after);
     let apart = |of: BTreeSet<IpNet>| -> BTreeSet<IpNet> { &of - &own };
-    prop_assert_eq!(set(&impact.routes_added), apart(&new_ranges - &old_ranges));
-    prop_assert_eq!(set(&impact.routes_removed), apart(&old_ranges - &new_ranges));
+    prop_assert_eq!(set(&impact.routes_added), apart(&leads(&new, &old) | &(&has - &had)));
+    prop_assert_eq!(set(&impact.routes_removed), apart(&leads(&old, &new) | &(&had - &has)));
+    let refused = new.iter().filter(|(range, via)| via.is_none() && !old.contains_key(*range));
+    prop_assert_eq!(set(&impact.routes_refused), refused.map(|(range, _)| *range).collect::<BTreeSet<_>>());
     let moved = old.iter().filter(|(range, via)| new.get(*range).is_some_and(|later| later != *via));
     prop_assert_eq!(
         impact.routes_changed.iter().map(|it| it.range).collect::<BTreeSet<_>>(),

@@ -1,5 +1,6 @@
 //! What a plan reports of who reaches whom, read back.
 
+use jiff::Timestamp;
 use schema::access::{Access, Protocol};
 use schema::attribute::Choice as _;
 use schema::compile::reach;
@@ -18,6 +19,7 @@ pub fn reached(network: &NetworkName, before: &World, after: &World) -> Vec<reac
         inventory: &before.inventory,
         mesh: was.as_ref(),
         hidden: &was_hidden,
+        now: Timestamp::UNIX_EPOCH,
     };
     let (changes, _) = reach::between(
         network,
@@ -27,6 +29,7 @@ pub fn reached(network: &NetworkName, before: &World, after: &World) -> Vec<reac
             inventory: &after.inventory,
             mesh: is.as_ref(),
             hidden: &is_hidden,
+            now: Timestamp::UNIX_EPOCH,
         },
     );
     // Whoever may join with a key is nobody who could be counted.
