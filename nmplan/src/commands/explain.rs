@@ -70,6 +70,7 @@ async fn reachability<C: ControlPlane>(
         "opens": explained.opens.to_string(),
         "rules": rules.collect::<serde_json::Value>(),
         "via": explained.via,
+        "awaited": explained.awaited,
         "except": explained.except,
         "with_joined_nodes": with_joined,
     });

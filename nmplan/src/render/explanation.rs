@@ -35,6 +35,13 @@ pub fn explanation(
             text += &format!("Packets go via {}.\n", nodes.join(", then "));
         }
     }
+    if with_joined && !explained.awaited.is_empty() {
+        let (names, have) = (
+            super::names(explained.awaited.iter()),
+            if explained.awaited.len() == 1 { "has" } else { "have" },
+        );
+        text += &format!("That holds once {names} {have} joined.\n");
+    }
     if !with_joined {
         text += "This is of the files alone, as if every declared node had joined.\n";
     }

@@ -226,6 +226,8 @@ pub struct Explanation {
     /// The nodes that packets pass, in order, for a pair that is reached; none: they go directly, or nobody is
     /// reached.
     pub via: Vec<Name>,
+    /// The nodes of all that it names that have not joined: till then nothing is reached where any is needed.
+    pub awaited: Vec<Name>,
     /// Why packets find no way, though rules let them pass, in words after the two names.
     pub obstacle: Option<String>,
     /// A pair that is not reached, where some are.
@@ -255,6 +257,7 @@ pub fn explain(
         opens: Access::default(),
         rules: Vec::new(),
         via: Vec::new(),
+        awaited: Vec::new(),
         obstacle: None,
         except: None,
     };
@@ -295,7 +298,16 @@ pub fn explain(
         Counterexample { from, to }
     });
     let via = all.path(reached.from.1, reached.to.1);
-    Some(Explanation { opens: sum, rules, via, except, ..answer(whole, because) })
+    let named = [from, to].into_iter().filter_map(|side| match side {
+        Selector::Name(name) => Some(name),
+        Selector::Tag(_) | Selector::Range(_) | Selector::All => None,
+    });
+    let is_awaited = |name: &&Name| {
+        let id = NodeId::of(network, name);
+        declared.named::<Node>(network, name).is_some() && inventory.node(&id).is_none()
+    };
+    let awaited = named.chain(&via).filter(is_awaited).cloned().collect();
+    Some(Explanation { opens: sum, rules, via, awaited, except, ..answer(whole, because) })
 }
 
 impl Distinguished<'_> {
