@@ -183,6 +183,34 @@ fn a_single_gateway_or_relay_is_named_with_the_fifth_member_that_depends_on_it()
 }
 
 #[test]
+fn whom_no_rule_lets_by_a_single_gateway_or_relay_does_not_depend_on_it() {
+    let nodes: String = (0..6).map(|it| format!("node \"n{it}\" {{ tags \"n\"; }}\n")).collect();
+    let world = |objects: &str| {
+        corp(DENY, &format!("{nodes}node \"gw\"\nallow \"near\" from=\"tag:n\" to=\"tag:n\"\n{objects}"))
+    };
+    let lan = |rule: &str| world(&format!("egress \"lan\" via=\"gw\" ranges=\"192.0.2.0/24\"\n{rule}"));
+    let (none, single) = (Inventory::default(), ["single_carrier"]);
+    let one = lan(r#"allow "lan" from="n0" to="192.0.2.0/24""#);
+    assert_eq!(codes("", &one, &none), [""; 0], "one of six may");
+    let all = lan(r#"allow "lan" from="tag:n" to="192.0.2.0/24""#);
+    assert_eq!(codes("", &all, &none), single);
+    assert_eq!(codes(&one, &all, &none), single, "the rule makes the others depend on it");
+    assert_eq!(codes("", &lan(r#"allow "lan" from="tag:n" to="192.0.2.0/28""#), &none), single, "a part of it");
+    assert_eq!(codes("", &lan(r#"allow "lan" from="192.0.2.0/24" to="tag:n""#), &none), single, "from there");
+
+    let relay = |rule: &str| {
+        corp(DENY, &format!("{nodes}node \"gw\"; relay \"r\" {{ via \"gw\"; for \"tag:n\"; }}\n{rule}"))
+    };
+    let said_of = |rule: &str| {
+        let said = said("", &relay(rule), &none);
+        said.into_iter().find(|it| it.contains("single_carrier")).unwrap_or_default()
+    };
+    assert_eq!(said_of(r#"allow "two" from="n0" to="n1""#), "", "two of six reach anybody");
+    let five = said_of(r#"allow "five" from="n0" { to "n1" "n2" "n3" "n4"; }"#);
+    assert!(five.contains("5 members depend on gw alone, by corp/relay/r"), "{five}");
+}
+
+#[test]
 fn a_relay_for_external_clients_alone_carries_nobody() {
     let relay = |tags: &str| {
         corp(
