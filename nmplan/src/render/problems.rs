@@ -13,7 +13,7 @@ use miette::{
 };
 use schema::report::{Problem, Report, Severity};
 use schema::syntax::Source;
-use schema::text::count;
+use schema::text::{count, plain};
 use schema::value::{Location, SourceId};
 
 /// How many problems are shown unless all are asked for.
@@ -96,7 +96,7 @@ impl Located {
 }
 
 fn named(source: &Source) -> NamedSource<Excerpt> {
-    NamedSource::new(&*source.name, Excerpt(source.text.clone()))
+    NamedSource::new(plain(&source.name), Excerpt(source.text.clone()))
 }
 
 /// The location of a problem.
