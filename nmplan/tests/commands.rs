@@ -913,6 +913,19 @@ fn the_name_of_a_file_turns_nothing_around_on_a_terminal() {
 }
 
 #[test]
+fn what_a_file_hides_is_not_hidden_where_its_lines_are_shown() {
+    let workspace = workspace();
+    let file =
+        "# \u{ad}\u{202e}\u{e0041}\nnetworks: { corp: { ipv4: 10.40.0.0/16, size: 1 } } # \u{2066}\u{200b}\n";
+    workspace.write("bad/corp.yaml", file);
+    let text = workspace.nmplan("validate -C @bad").stderr;
+    assert!(text.contains("schema::unknown_word"), "{text}");
+    assert!(text.contains("# \u{bf}\u{fffd}\u{1f7e6}"), "{text:?}");
+    assert!(text.contains("# \u{fffd}\u{fffd}") && text.contains("corp.yaml:2:41"), "{text:?}");
+    assert!(text.chars().all(|c| schema::text::is_shown(c) || c == '\n'), "{text:?}");
+}
+
+#[test]
 fn a_file_that_is_not_text_is_a_problem_and_the_others_are_read() {
     let workspace = workspace();
     std::fs::write(workspace.path("a.kdl"), b"network \"corp\" { ipv4 \"\xff\" }").unwrap();
