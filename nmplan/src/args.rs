@@ -145,6 +145,24 @@ pub enum Verb {
     Schema(Schema),
 }
 
+impl Verb {
+    /// Whether it prints events with `--json`, of which problems are some. The others print one document.
+    pub const fn prints_events(&self) -> bool {
+        match self {
+            Self::Validate | Self::Plan(_) | Self::Apply(_) | Self::Test(_) => true,
+            Self::Init(_)
+            | Self::Status(_)
+            | Self::History(_)
+            | Self::Node(_)
+            | Self::Client(_)
+            | Self::Show(_)
+            | Self::Lab(_)
+            | Self::Explain(_)
+            | Self::Schema(_) => false,
+        }
+    }
+}
+
 /// What `init` takes.
 #[derive(Clone, Debug, ClapArgs)]
 pub struct Init {

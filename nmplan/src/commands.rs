@@ -148,7 +148,8 @@ pub async fn run<C: ControlPlane>(
     connect: Connect<'_, C>,
     console: &mut Console,
 ) -> Result<Exit, Error> {
-    let mut run = Run::new(&args.global, environment, connect, console);
+    let events = args.global.json && args.verb.prints_events();
+    let mut run = Run { events, ..Run::new(&args.global, environment, connect, console) };
     match &args.verb {
         Verb::Init(init) => init::run(init, &run.place, run.console),
         Verb::Validate => validate::run(&mut run),
@@ -179,6 +180,9 @@ pub struct Run<'a, C> {
     after: Option<Outcome>,
     /// What the plan is warned of: each resource, or the code where it is not a single one.
     warned: Vec<String>,
+    /// Whether problems are printed as events: else they are text on standard error, beside the one document of
+    /// `--json`.
+    events: bool,
     /// Why the plan has no commit, if it has none.
     no_commit: Option<git::Unknown>,
     /// How a server is reached.
@@ -210,6 +214,7 @@ impl<'a, C: ControlPlane> Run<'a, C> {
             only: global.network.clone(),
             after: None,
             warned: Vec::new(),
+            events: global.json,
             no_commit: None,
             connect,
             console,
@@ -270,7 +275,7 @@ impl<'a, C: ControlPlane> Run<'a, C> {
     }
 
     fn show_problems(&mut self, sources: &[Source], report: &Report) -> Result<(), Error> {
-        if self.console.json {
+        if self.events {
             let lines = Lines::default();
             for problem in report.problems() {
                 self.console.event(&events::diagnostic(problem, sources, &lines))?;

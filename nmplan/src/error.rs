@@ -350,9 +350,24 @@ pub enum Error {
     /// A resource has no state.
     #[error("{0} has no state: it is what is declared")]
     NoStatus(ResourceId),
-    /// There is no such revision.
-    #[error("the server has no revision {0}")]
-    NoRevision(Revision),
+    /// What was typed is in another network than the one that was chosen, or in several others.
+    #[error("network {only} has nothing of the name {asked:?}: it is {}", named(meant))]
+    Elsewhere {
+        /// What was typed.
+        asked: String,
+        /// The network of `--network`.
+        only: NetworkName,
+        /// What is called that.
+        meant: Vec<ResourceId>,
+    },
+    /// There is no such revision, or it is none of the networks of the token.
+    #[error("the server has no revision {asked}: the newest is {newest}")]
+    NoRevision {
+        /// What was asked for.
+        asked: Revision,
+        /// The newest revision of the server.
+        newest: Revision,
+    },
     /// There is no such code.
     #[error("there is no problem code {0:?}")]
     NoCode(String),
@@ -383,10 +398,13 @@ fn unfound_text(asked: &str, file: bool, unfound: &Unfound) -> String {
         }
         Unfound::Unknown { .. } => format!("the server has nothing of the name {asked:?}"),
         Unfound::Ambiguous { meant } => {
-            let meant: Vec<_> = meant.iter().map(ToString::to_string).collect();
-            format!("{asked:?} may be several: {}", meant.join(", "))
+            format!("{asked:?} may be several: {}", named(meant))
         }
     }
+}
+
+fn named(ids: &[ResourceId]) -> String {
+    ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 fn problems(count: usize) -> String {
@@ -492,7 +510,8 @@ impl Error {
             | Self::Usage(_)
             | Self::File { .. }
             | Self::UnknownNetwork { .. }
-            | Self::NoRevision(_)
+            | Self::NoRevision { .. }
+            | Self::Elsewhere { .. }
             | Self::Unfound { .. }
             | Self::NoStatus(_)
             | Self::NoCode(_)
@@ -516,7 +535,7 @@ impl Error {
             Self::Guarded { .. } => "guarded",
             Self::TestsFail(_) => "tests",
             Self::NoTest { .. } | Self::NotAsked { .. } | Self::Unresolved(_) => "usage",
-            Self::Unfound { .. } | Self::NoStatus(_) => "usage",
+            Self::Unfound { .. } | Self::Elsewhere { .. } | Self::NoStatus(_) => "usage",
             Self::Control(error) => error.code(),
             Self::Version(_) => "version",
             Self::Keys(_) | Self::AfterCommit { .. } | Self::NotTakenBack { .. } => "keys",
@@ -531,7 +550,9 @@ impl Error {
             | Self::NotLetIn { .. } => "not_approved",
             Self::NobodyWaits { .. } | Self::SeveralWait { .. } | Self::AlsoWaits { .. } => "not_waiting",
             Self::PlanFile { .. } | Self::OtherPlan { .. } => "plan_file",
-            Self::Usage(_) | Self::UnknownNetwork { .. } | Self::NoRevision(_) | Self::NoCode(_) => "usage",
+            Self::Usage(_) | Self::UnknownNetwork { .. } | Self::NoRevision { .. } | Self::NoCode(_) => {
+                "usage"
+            }
             Self::File { .. } | Self::Exists(_) => "file",
             Self::NotAcknowledged { .. } | Self::Unwatched { .. } | Self::NotAwaited { .. } => {
                 "not_acknowledged"
@@ -609,7 +630,11 @@ impl Error {
                 let all = || format!("the networks are: {}", names().collect::<Vec<_>>().join(", "));
                 did_you_mean(asked.as_str(), names()).unwrap_or_else(all)
             }
-            Self::NoRevision(_) => "`nmplan status` shows the newest".into(),
+            Self::NoRevision { .. } => "`nmplan history` lists them".into(),
+            Self::Elsewhere { meant, .. } => match &**meant {
+                [only] => format!("ask in that network, with --network {}", only.network),
+                _ => "ask for one of these, without --network".into(),
+            },
             Self::NoCode(asked) => {
                 let whole = || Code::ALL.iter().map(|code| code.name());
                 let without = || whole().filter_map(|name| name.rsplit("::").next());

@@ -23,7 +23,7 @@ use schema::rules;
 use schema::scalars::Name;
 use schema::snapshot::Owner;
 use schema::syntax::{Source, Variables, parse, substitute};
-use schema::text::{count, path as shown};
+use schema::text::{count, path as shown, plain};
 use schema::value::SourceId;
 
 use crate::environment::Environment;
@@ -295,7 +295,7 @@ fn broken(reading: &Reading) -> Option<LoadError> {
     let problem = problems.next()?;
     let source = reading.sources.first()?;
     let line = problem.at.map_or(1, |at| source.text[..at.span.start as usize].matches('\n').count() + 1);
-    Some(LoadError::Broken { file: source.name.to_string(), line, message: problem.message.clone() })
+    Some(LoadError::Broken { file: plain(&source.name), line, message: problem.message.clone() })
 }
 
 /// The URL of the server: from a flag, else from the env, else from the environment.
@@ -341,7 +341,7 @@ fn check_name(place: &Where, file: &ProjectFile, reading: &Reading) -> Result<()
         Some(asked) if *asked != file.name => Err(LoadError::OtherProject {
             asked: asked.clone(),
             found: file.name.clone(),
-            file: reading.sources[0].name.to_string(),
+            file: plain(&reading.sources[0].name),
         }),
         Some(_) | None => Ok(()),
     }

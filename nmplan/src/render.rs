@@ -120,6 +120,15 @@ fn names(names: impl Iterator<Item = impl ToString>) -> String {
     }
 }
 
+/// A text in lines of `columns`, as far as its words allow; absent: of any length. Tables
+/// are none of its business: they fit by themselves, or are lists in which a long word stays beside its name.
+pub fn wrapped(text: String, columns: Option<usize>) -> String {
+    match columns {
+        Some(columns) => wrap(&text, columns),
+        None => text,
+    }
+}
+
 /// Lines of at most so many characters, as far as their words allow: what does not fit goes on below, further to the
 /// right than its line begins. Commands, which are indented by four, stay in one piece.
 fn wrap(text: &str, columns: usize) -> String {

@@ -48,6 +48,8 @@ network "corp" {
     relay "far" via="old" for="tag:far"
     ingress "front" via="gw" endpoint="192.0.2.10:51821"
     external-client "phone" via="front" public-key="xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=" { tags "far" }
+    egress "lab" via="gw" ranges="192.168.20.0/24"
+    allow "lab" to="192.168.20.0/24" { from "tag:web" "tag:db"; }
 }
 "#;
 
@@ -143,8 +145,8 @@ fn each_warning_is_an_event_of_plan_and_of_apply_and_a_saved_plan_has_them_too()
         ("plan::old_address", 17),
         ("plan::endless_key", 18),
         ("plan::route_without_rule", 19),
-        ("plan::single_carrier", 19),
         ("plan::relay_of_nobody", 20),
+        ("plan::single_carrier", 23),
     ];
     let all: Vec<_> = all.into_iter().map(|(code, line)| (code.to_owned(), line)).collect();
     let events = workspace.nmplan("plan -C @after --project acme --json").events();

@@ -886,6 +886,46 @@ fn an_extension_may_be_upper_case_and_a_name_that_is_not_utf_8_is_a_problem() {
 }
 
 #[test]
+fn the_name_of_a_file_turns_nothing_around_on_a_terminal() {
+    let workspace = workspace();
+    let broken = "p\u{202e}ldk.kdl";
+    workspace.write(&format!("bad/{broken}"), "network \"corp\" ipv4=\"10.40.0.0/16\" size=1");
+    std::fs::write(workspace.path("bad/q\u{202e}.kdl"), b"\xff").unwrap();
+    workspace.write("none/x\u{202e}.txt", "");
+    let rules = "network \"corp\" ipv4=\"10.40.0.0/16\" acl=\"deny\" { node \"a\"; node \"b\"; allow \"ab\" from=\"a\" to=\"b\" }";
+    workspace.write(&format!("good/{broken}"), rules);
+    for (line, said) in [
+        ("validate -C @bad", "p\u{fffd}ldk.kdl:1:"),
+        ("validate -C @bad", "q\u{fffd}.kdl is not UTF-8"),
+        ("validate -C @none", "x\u{fffd}.txt"),
+        ("plan -C @good --project acme", "p\u{fffd}ldk.kdl:1"),
+        ("explain a b -C @good", "p\u{fffd}ldk.kdl:1"),
+        ("plan -f @missing\u{202e}.kdl --project acme", "missing\u{fffd}.kdl"),
+        ("show @good/p\u{202e}ldk.kdl", "p\u{fffd}ldk.kdl"),
+    ] {
+        let text = workspace.nmplan(line).all();
+        assert!(text.contains(said) && !text.contains('\u{202e}'), "{line}: {text:?}");
+    }
+    // Programs are told the name by which the file can be found.
+    let events = workspace.nmplan("validate -C @bad --json").events();
+    let files = events.iter().filter_map(|event| event["file"].as_str());
+    assert!(files.clone().any(|file| file.ends_with(broken)), "{events:?}");
+}
+
+#[test]
+fn what_a_file_hides_is_not_hidden_where_its_lines_are_shown() {
+    let workspace = workspace();
+    let file =
+        "# \u{ad}\u{202e}\u{e0041}\nnetworks: { corp: { ipv4: 10.40.0.0/16, size: 1 } } # \u{2066}\u{200b}\n";
+    workspace.write("bad/corp.yaml", file);
+    let text = workspace.nmplan("validate -C @bad").stderr;
+    assert!(text.contains("schema::unknown_word"), "{text}");
+    assert!(text.contains("# \u{bf}\u{fffd}\u{1f7e6}"), "{text:?}");
+    assert!(text.contains("# \u{fffd}\u{fffd}") && text.contains("corp.yaml:2:41"), "{text:?}");
+    assert!(text.chars().all(|c| schema::text::is_shown(c) || c == '\n'), "{text:?}");
+}
+
+#[test]
 fn a_file_that_is_not_text_is_a_problem_and_the_others_are_read() {
     let workspace = workspace();
     std::fs::write(workspace.path("a.kdl"), b"network \"corp\" { ipv4 \"\xff\" }").unwrap();

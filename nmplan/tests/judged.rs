@@ -195,3 +195,23 @@ fn explain_says_by_which_rules_one_reaches_another_or_why_not() {
     assert_eq!(ran.events()[0]["with_joined_nodes"], true, "{}", ran.all());
     insta::assert_snapshot!(shown);
 }
+
+#[test]
+fn a_command_that_prints_one_document_shows_problems_as_text_beside_it() {
+    let workspace = workspace();
+    workspace.write("warned/corp.kdl", &CORP.replace("to=\"tag:db\" proto", "to=\"tag:dbs\" proto"));
+    let line = "explain web-1 db-1 -C @warned --json";
+    let ran = workspace.nmplan(line);
+    let [answer] = &*ran.events() else { panic!("{}", ran.all()) };
+    assert_eq!(answer["answer"], "no", "{answer:#}");
+    assert!(
+        ran.stderr.contains("schema::selects_nothing") && ran.stderr.contains("corp.kdl:5"),
+        "{}",
+        ran.all()
+    );
+    workspace.write("warned/corp.kdl", &CORP.replace("ipv4=", "ipv5="));
+    let ran = workspace.nmplan(line);
+    let [failure] = &*ran.events() else { panic!("{}", ran.all()) };
+    assert_eq!((ran.exit, &failure["type"]), (1, &"failure".into()), "{}", ran.all());
+    assert!(ran.stderr.contains("schema::unknown_field"), "{}", ran.all());
+}

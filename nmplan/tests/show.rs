@@ -173,6 +173,10 @@ fn what_is_typed_is_a_file_that_exists_then_a_revision_then_a_name() {
         "show corp/nothing-like-it",
         "status db",
         "status --network lab nothing",
+        "status --network lab gw",
+        "show --network lab ci",
+        "show --network lba ci",
+        "show 18446744073709551615",
         "status corp/dns/api",
         "show --network lab corp/gw",
         "show nothing.json",
@@ -222,5 +226,58 @@ fn what_is_shown_of_one_thing_fits_the_published_schemas() {
     }
     for what in ["", "corp", "web-2", "corp/web-10", "ci", "corp/egress/office"] {
         fits(&status(), &format!("status {what} --json"));
+    }
+}
+
+#[test]
+fn a_directory_that_is_called_like_a_resource_is_no_saved_plan() {
+    let workspace = Workspace::new(World { epoch: 7, ..World::default() });
+    workspace.write("a.kdl", "network \"src\" ipv4=\"10.40.0.0/24\" { node \"tests\"; }");
+    assert_eq!(workspace.nmplan("apply -C @. --project acme -y").exit, 0);
+    assert!(
+        ["src", "tests"].iter().all(|name| std::path::Path::new(name).is_dir()),
+        "they are in this crate"
+    );
+    assert!(printed(&workspace, "show src").starts_with("src on "));
+    assert!(printed(&workspace, "show tests").starts_with("src/node/tests on "));
+    let device = workspace.nmplan("show /dev/null");
+    assert!(device.stderr.contains("/dev/null") && !device.stderr.contains("no file"), "{}", device.all());
+}
+
+#[test]
+fn names_are_listed_in_the_order_of_their_numbers() {
+    let workspace = Workspace::new(World { epoch: 7, ..World::default() });
+    let nodes: String = (1..=11).map(|number| format!("node \"host-{number}\"; ")).collect();
+    workspace.write("a.kdl", &format!("network \"corp\" ipv4=\"10.40.0.0/24\" {{ {nodes} }}"));
+    assert_eq!(workspace.nmplan("apply -C @. --project acme -y").exit, 0);
+    let shown = printed(&workspace, "show");
+    assert!(shown.contains("host-1, host-2, host-3, host-4, host-5 and 6 more"), "{shown}");
+}
+
+#[test]
+fn what_is_shown_fits_the_terminal() {
+    let mut workspace = workspace();
+    workspace.columns = Some(60);
+    for line in [
+        "show",
+        "show 1",
+        "show corp",
+        "show web-2",
+        "show ci",
+        "show newcomer",
+        "show phone",
+        "show corp/egress/office",
+        "status",
+        "status web-2",
+        "status corp/web-10",
+        "history",
+        "node list",
+    ] {
+        let ran = workspace.nmplan(line);
+        assert_eq!(ran.exit, 0, "{line}: {}", ran.all());
+        let commands = |it: &&str| it.starts_with("    nmplan ");
+        let long = |it: &&str| it.chars().count() > 60 && it.trim_start().contains(' ');
+        let wide: Vec<_> = ran.stdout.lines().filter(|it| long(it) && !commands(it)).collect();
+        assert!(wide.is_empty(), "{line}: {wide:#?}\n{}", ran.stdout);
     }
 }

@@ -95,8 +95,14 @@ pub fn is_shown(c: char) -> bool {
     !c.is_control() && !unseen.iter().any(|range| range.contains(&c))
 }
 
-/// A path as it was given, without components that mean nothing; the current directory is `.`.
+/// A path as it was given, without components that mean nothing, for people: what must not reach a terminal is
+/// replaced, as by [`plain`]. The current directory is `.`.
 pub fn path(path: &Path) -> String {
+    plain(&name(path))
+}
+
+/// The same with every character, by which the file can be found again.
+pub fn name(path: &Path) -> String {
     let plain: PathBuf = path.components().collect();
     let plain = plain.strip_prefix(".").unwrap_or(&plain);
     if plain.as_os_str().is_empty() { ".".into() } else { plain.display().to_string() }
@@ -161,6 +167,8 @@ mod tests {
         ] {
             assert_eq!(path(Path::new(given)), shown, "{given}");
         }
+        let turned = Path::new("./a\u{202e}ldk.kdl");
+        assert_eq!([path(turned), name(turned)], ["a\u{fffd}ldk.kdl", "a\u{202e}ldk.kdl"]);
     }
 
     #[test]

@@ -120,6 +120,43 @@ fn an_entry_is_left_behind_by_a_range_or_by_the_node_that_had_its_address() {
 }
 
 #[test]
+fn an_entry_that_is_written_together_with_who_has_its_address_means_that_member() {
+    let world = |a: &str, b: &str, entry: &str| {
+        corp(IPV4, &format!("node \"a\" ipv4={a:?}\nnode \"b\" ipv4={b:?}\n{entry}"))
+    };
+    let none = Inventory::default();
+    let (before, entry) = (("10.40.0.2", "10.40.0.3"), r#"dns "b-alias" a="10.40.0.2""#);
+    let was = |entry: &str| world(before.0, before.1, entry);
+    let swapped = |entry: &str| world("10.40.0.7", "10.40.0.2", entry);
+    assert_eq!(codes(&was(""), &swapped(entry), &none), [""; 0], "the plan makes it");
+    let other = r#"dns "b-alias" a="10.40.0.3""#;
+    assert_eq!(codes(&was(other), &swapped(entry), &none), [""; 0], "the plan changes its address");
+    let old = ["old_address"];
+    assert_eq!(codes(&was(entry), &swapped(&format!("{entry} ttl=\"5m\"")), &none), old, "but for that");
+    let freed = world("10.40.0.7", "10.40.0.3", entry);
+    assert_eq!(codes(&was(""), &freed, &none), old, "nobody has it after the plan");
+
+    let helps = |entry: &str, after: &str| {
+        let network: NetworkName = "corp".parse().unwrap();
+        let (was, is) = (declared(&was(entry)).snapshot, declared(after));
+        let report = advice([&network], (&was, &none), (&is.snapshot, &none), &is.source_map);
+        report.problems().map(|it| it.help.clone().unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        helps(entry, &swapped(entry)),
+        [
+            "write node=\"a\" instead of the address if that node is meant, or node=\"b\" if that is, so that the entry follows it"
+        ]
+    );
+    let two = r#"dns "b-alias" { a "10.40.0.2" "10.40.0.99"; }"#;
+    assert_eq!(
+        helps(two, &swapped(two)),
+        ["write 10.40.0.7, if a is meant"],
+        "a node in place of both is wrong"
+    );
+}
+
+#[test]
 fn a_key_for_several_hosts_without_an_end_is_named_when_it_is_made_or_widened() {
     let key = |fields: &str| corp(IPV4, &format!("node \"a\"; node \"b\"\naccess-key \"k\" {fields}"));
     let none = Inventory::default();
@@ -180,6 +217,38 @@ fn a_single_gateway_or_relay_is_named_with_the_fifth_member_that_depends_on_it()
     assert_eq!(codes("", &relay(5, both), &none), [""; 0]);
     let hub = corp(&format!("{IPV4} hub=\"gw\""), &format!("{}node \"gw\"", nodes(9)));
     assert_eq!(codes("", &hub, &none), [""; 0], "of a hub there is one only");
+}
+
+#[test]
+fn whom_no_rule_lets_by_a_single_gateway_or_relay_does_not_depend_on_it() {
+    let nodes: String = (0..6).map(|it| format!("node \"n{it}\" {{ tags \"n\"; }}\n")).collect();
+    let world = |objects: &str| {
+        corp(DENY, &format!("{nodes}node \"gw\"\nallow \"near\" from=\"tag:n\" to=\"tag:n\"\n{objects}"))
+    };
+    let lan = |rule: &str| world(&format!("egress \"lan\" via=\"gw\" ranges=\"192.0.2.0/24\"\n{rule}"));
+    let (none, single) = (Inventory::default(), ["single_carrier"]);
+    let one = lan(r#"allow "lan" from="n0" to="192.0.2.0/24""#);
+    assert_eq!(codes("", &one, &none), [""; 0], "one of six may");
+    let all = lan(r#"allow "lan" from="tag:n" to="192.0.2.0/24""#);
+    assert_eq!(codes("", &all, &none), single);
+    assert_eq!(codes(&one, &all, &none), single, "the rule makes the others depend on it");
+    assert_eq!(
+        codes("", &lan(r#"allow "lan" from="tag:n" to="192.0.2.0/28""#), &none),
+        single,
+        "a part of it"
+    );
+    assert_eq!(codes("", &lan(r#"allow "lan" from="192.0.2.0/24" to="tag:n""#), &none), single, "from there");
+
+    let relay = |rule: &str| {
+        corp(DENY, &format!("{nodes}node \"gw\"; relay \"r\" {{ via \"gw\"; for \"tag:n\"; }}\n{rule}"))
+    };
+    let said_of = |rule: &str| {
+        let said = said("", &relay(rule), &none);
+        said.into_iter().find(|it| it.contains("single_carrier")).unwrap_or_default()
+    };
+    assert_eq!(said_of(r#"allow "two" from="n0" to="n1""#), "", "two of six reach anybody");
+    let five = said_of(r#"allow "five" from="n0" { to "n1" "n2" "n3" "n4"; }"#);
+    assert!(five.contains("5 members depend on gw alone, by corp/relay/r"), "{five}");
 }
 
 #[test]

@@ -224,3 +224,32 @@ async fn the_guard_of_a_project_goes_with_the_last_object_that_it_manages() {
     let again = plan(&server, "", Some(guard)).await;
     assert!(!again.applyable, "nothing is left to do");
 }
+
+#[tokio::test]
+async fn a_plan_that_is_wrong_about_its_guard_makes_no_revision() {
+    let directory = folder();
+    let server = Running::on_disk(directory.path()).await;
+    let nothing = plan(&server, "", None).await;
+    let forged = |plan: &Plan, before: Option<Limits>, after: Option<Limits>| {
+        let mut plan = Plan { guard: Some(GuardChange { before, after }), applyable: true, ..plan.clone() };
+        plan.digest = plan.digest_now();
+        request(plan)
+    };
+    let limit = || Some(limits(r#"{"max-delete":9}"#));
+    let revision = server.snapshot().await.revision;
+    let request_of_one = forged(&nothing, None, limit());
+    let (status, _, detail) = failure(server.send(&server.token, &request_of_one).await).await;
+    assert_eq!(status, 400, "{detail}");
+    assert!(detail.contains("the guard of acme/prod") && detail.contains("plan again"), "{detail}");
+    assert_eq!(server.snapshot().await.revision, revision, "a project that manages nothing has no guard");
+
+    declare(&server, LAB, r#"{"max-delete":9}"#).await;
+    let all = plan(&server, "", None).await;
+    let stays = forged(&all, limit(), Some(limits(r#"{"max-delete":7}"#)));
+    assert_eq!(
+        failure(server.send(&server.token, &stays).await).await.0,
+        400,
+        "it goes with the last object"
+    );
+    assert_eq!(server.send(&server.token, &request(all)).await.status(), StatusCode::OK);
+}

@@ -6,7 +6,7 @@ use std::path::Path;
 use schema::guard::Guard;
 use schema::plan::Plan;
 use schema::snapshot::ResourceId;
-use schema::text::path as shown;
+use schema::text::{path as shown, plain};
 use schema::world::World;
 
 use super::{Run, awaiting, command, elsewhere};
@@ -74,7 +74,7 @@ pub(super) fn places(plan: &Plan, loaded: Option<&Loaded>) -> BTreeMap<ResourceI
     let declared = loaded.map(|loaded| (&loaded.declared.source_map, &*loaded.sources, &lines));
     let place = |rule: &ResourceId| {
         let at = events::because(rule, declared);
-        Some((rule.clone(), format!("{}:{}", at.file?, at.line?)))
+        Some((rule.clone(), format!("{}:{}", plain(at.file?), at.line?)))
     };
     let named: BTreeSet<&ResourceId> =
         plan.reach.iter().flat_map(|change| change.rule.iter().chain(&change.because)).collect();

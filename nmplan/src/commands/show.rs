@@ -11,7 +11,7 @@ use schema::snapshot::Revision;
 use schema::text::{moment, plain};
 use schema::world::{ServerInfo, World};
 
-use super::{Run, apply, plan, status};
+use super::{Run, apply, networks, plan, status};
 use crate::args;
 use crate::control::ControlPlane;
 use crate::error::{Error, Exit};
@@ -23,7 +23,7 @@ pub async fn run<C: ControlPlane>(args: &args::Show, run: &mut Run<'_, C>) -> Re
     match &args.what {
         None => newest(run).await,
         // What is there is a file, whatever it is called.
-        Some(path) if path.symlink_metadata().is_ok() => saved(path, run).await,
+        Some(path) if is_file(path) => saved(path, run).await,
         Some(path) => match path.to_str() {
             Some(text) => match text.parse() {
                 Ok(number) => revision(Revision(number), run).await,
@@ -32,6 +32,15 @@ pub async fn run<C: ControlPlane>(args: &args::Show, run: &mut Run<'_, C>) -> Re
             },
             None => saved(path, run).await,
         },
+    }
+}
+
+/// Whether a path is one of something that may be read, such as a pipe: files often stand in a directory that is
+/// called as their network is. A link that leads nowhere is one too, so that reading it says so.
+fn is_file(path: &Path) -> bool {
+    match path.metadata() {
+        Ok(there) => !there.is_dir(),
+        Err(_) => path.symlink_metadata().is_ok(),
     }
 }
 
@@ -45,6 +54,7 @@ fn is_name(text: &str) -> bool {
 async fn named<C: ControlPlane>(what: &str, run: &mut Run<'_, C>) -> Result<Exit, Error> {
     let server = connect(run)?;
     let (_, world) = run.observe(&server).await?;
+    run.check_network(networks(&world.snapshot).collect())?;
     let id = status::found(what, true, run.only.as_ref(), &world)?;
     let log = match world.snapshot.entry(&id).map(|entry| entry.revision) {
         Some(written) => entry_of(written, &server, run).await?,
@@ -55,7 +65,7 @@ async fn named<C: ControlPlane>(what: &str, run: &mut Run<'_, C>) -> Result<Exit
     let text = if run.console.json {
         serde_json::to_string(&details).expect("details can be written as JSON") + "\n"
     } else {
-        render::details(&details, server.name(), world.revision, now)
+        render::details(&details, server.name(), world.revision, now, run.console.columns)
     };
     run.console.stdout(&text)?;
     Ok(Exit::Done)
@@ -91,11 +101,15 @@ async fn newest<C: ControlPlane>(run: &mut Run<'_, C>) -> Result<Exit, Error> {
 /// Shows what one revision changed, by whom and why.
 async fn revision<C: ControlPlane>(number: Revision, run: &mut Run<'_, C>) -> Result<Exit, Error> {
     let server = connect(run)?;
-    let entry = entry_of(number, &server, run).await?.ok_or(Error::NoRevision(number))?;
+    let status = run.console.waiting(&format!("asking {}", server.name()), server.status()).await?;
+    let newest = status.revision;
+    // The log is asked only for what may be there: numbers that are too large are no revisions to a server.
+    let entry = if number <= newest { entry_of(number, &server, run).await? } else { None };
+    let entry = entry.ok_or(Error::NoRevision { asked: number, newest })?;
     let text = if run.console.json {
         serde_json::to_string(&entry).expect("an entry can be written as JSON") + "\n"
     } else {
-        text_of(&entry, run.console.verbose)
+        render::wrapped(text_of(&entry, run.console.verbose), run.console.columns)
     };
     run.console.stdout(&text)?;
     Ok(Exit::Done)

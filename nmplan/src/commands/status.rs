@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use schema::api::{NodeStatus, Presence, StatusDocument};
 use schema::details::admitting;
 use schema::kinds::{Kind, Node};
-use schema::lookup::find;
+use schema::lookup::{Unfound, find};
 use schema::scalars::NetworkName;
 use schema::snapshot::ResourceId;
 use schema::text::natural;
@@ -74,7 +74,18 @@ pub(super) fn found(
         }
         Some(_) | None => find(what, &world.snapshot, &world.inventory),
     };
-    let id = id.map_err(unfound)?;
+    let id = match (id, only) {
+        (Ok(id), _) => id,
+        (Err(nothing @ Unfound::Unknown { .. }), Some(only)) => {
+            let meant = match find(what, &world.snapshot, &world.inventory) {
+                Ok(id) => vec![id],
+                Err(Unfound::Ambiguous { meant }) => meant,
+                Err(Unfound::Unknown { .. }) => return Err(unfound(nothing)),
+            };
+            return Err(Error::Elsewhere { asked: what.to_owned(), only: only.clone(), meant });
+        }
+        (Err(reason), _) => return Err(unfound(reason)),
+    };
     match only {
         Some(only) if id.network != *only => Err(Error::Usage(
             "what is asked for is in another network than --network says; leave out one of them",

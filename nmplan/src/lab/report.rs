@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use schema::scalars::Name;
-use schema::text::count;
+use schema::text::{count, plain};
 
 use super::matrix::{Cell, Matrix, Together};
 use super::scenario::Step;
@@ -427,7 +427,7 @@ fn details(allowed: bool, via: Option<&Vec<Name>>, rules: &[Rule]) -> Vec<String
 /// A rule, with its file and line where they are known.
 fn place(Rule { id, file, line }: &Rule) -> String {
     match (file, line) {
-        (Some(file), Some(line)) => format!("{id} ({file}:{line})"),
+        (Some(file), Some(line)) => format!("{id} ({}:{line})", plain(file)),
         (None, _) | (_, None) => id.to_string(),
     }
 }

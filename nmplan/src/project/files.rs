@@ -10,7 +10,7 @@ use schema::document::Document;
 use schema::project::Env;
 use schema::report::{Code, Problem, Report};
 use schema::syntax::{Language, MAX_SIZE, Source};
-use schema::text::path as shown;
+use schema::text::{name as named, path as shown, plain};
 use schema::value::{Location, SourceId, Span, Step};
 
 use super::{LoadError, PROJECT_FILES};
@@ -192,8 +192,8 @@ impl Reading {
 
     /// Reads one file; none if a problem is reported instead.
     pub(super) fn file(&mut self, path: &Path) -> Result<Option<SourceId>, LoadError> {
-        let name = shown(path);
-        let file = fs::File::open(path).map_err(|source| LoadError::Read { path: name.clone(), source })?;
+        let name = named(path);
+        let file = fs::File::open(path).map_err(|source| LoadError::Read { path: shown(path), source })?;
         self.read(&name, file, language(path))
     }
 
@@ -205,7 +205,7 @@ impl Reading {
     ) -> Result<Option<SourceId>, LoadError> {
         let mut bytes = Vec::new();
         let read = from.take(MAX_SIZE as u64 + 1).read_to_end(&mut bytes);
-        read.map_err(|source| LoadError::Read { path: name.to_owned(), source })?;
+        read.map_err(|source| LoadError::Read { path: plain(name), source })?;
         let id = SourceId(u32::try_from(self.sources.len()).expect("there are fewer files"));
         let text = String::from_utf8(bytes)
             .map_err(|error| self.not_text(id, name, error.utf8_error().valid_up_to()));
@@ -218,7 +218,8 @@ impl Reading {
 
     fn not_text(&mut self, source: SourceId, name: &str, byte: usize) {
         let at = Location { source, span: Span::new(0, 0) };
-        let message = format!("{name} is not UTF-8 text: the first invalid byte is byte {}", byte + 1);
+        let message =
+            format!("{} is not UTF-8 text: the first invalid byte is byte {}", plain(name), byte + 1);
         self.report.push(Problem::new(Code::NotText, message).at(at).help("save it as UTF-8".to_owned()));
     }
 }

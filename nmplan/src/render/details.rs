@@ -13,20 +13,26 @@ use schema::text::{count, moment, plain};
 use schema::value::{Data, Value};
 
 use super::keys::{expires, uses_left};
-use super::{facts, section, value};
+use super::{facts, section, value, wrapped};
 
 /// A name, and what is to be said under it.
 type Fact = (&'static str, Vec<String>);
 
-/// Everything that is known of a resource of a server that is at a revision.
-pub fn details(details: &Details, server: &str, revision: Revision, now: Timestamp) -> String {
+/// Everything that is known of a resource of a server that is at a revision, in lines of `columns`.
+pub fn details(
+    details: &Details,
+    server: &str,
+    revision: Revision,
+    now: Timestamp,
+    columns: Option<usize>,
+) -> String {
     let declaration = details.declaration();
     let mut text = format!("{} on {server}, revision {revision}\n{}\n", declaration.id, written(declaration));
     let fields = fields(declaration.body.as_ref());
     if !fields.is_empty() {
         text += &format!("\n{}", facts(vec![("fields", fields)]));
     }
-    text + &match details {
+    text += &match details {
         Details::Network(network) => of_network(network, now),
         Details::Node(node) => of_node(node, now),
         Details::AccessKey(key) => paragraph(of_key(key, now)),
@@ -34,7 +40,8 @@ pub fn details(details: &Details, server: &str, revision: Revision, now: Timesta
         Details::Resource(ResourceDetails { declaration: _, carried }) => {
             paragraph(vec![("carried", carried.iter().map(carrier).collect())])
         }
-    }
+    };
+    wrapped(text, columns)
 }
 
 fn paragraph(of: Vec<Fact>) -> String {

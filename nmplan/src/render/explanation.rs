@@ -2,6 +2,7 @@
 
 use owo_colors::OwoColorize;
 use schema::judge::explain::{Answer, Because, Explanation};
+use schema::text::plain;
 
 /// The answer in one line without its word, and all of it: the rules that it rests on, each with its file and
 /// line, and the way that packets take.
@@ -19,7 +20,7 @@ pub fn explanation(
     let mut text = format!("{word}: {said}\n");
     for (rule, place) in explained.rules.iter().zip(places) {
         let at = match place {
-            (Some(file), Some(line)) => format!(" ({file}:{line})"),
+            (Some(file), Some(line)) => format!(" ({}:{line})", plain(file)),
             (None, _) | (_, None) => String::new(),
         };
         text += &format!("  {}: {}{at}\n", rule.id, rule.gives);

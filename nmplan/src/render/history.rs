@@ -9,6 +9,7 @@ use schema::text::{count, moment, plain};
 use serde::Serialize;
 
 use super::table::{Entry, Table};
+use super::wrapped;
 
 /// One revision, as `history --json` prints it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -74,7 +75,7 @@ pub fn history(
     more: bool,
     columns: Option<usize>,
 ) -> String {
-    let mut text = format!("{server}, revision {head} of epoch {epoch}\n");
+    let mut text = wrapped(format!("{server}, revision {head} of epoch {epoch}\n"), columns);
     if log.is_empty() {
         return text + "\nNo revision to show.\n";
     }
@@ -95,7 +96,7 @@ pub fn history(
     }
     text += &format!("\n{}", table.text(columns));
     if more {
-        text += "\nOlder revisions are left out; --limit NUMBER shows more.\n";
+        text += &wrapped("\nOlder revisions are left out; --limit NUMBER shows more.\n".into(), columns);
     }
     text
 }

@@ -77,9 +77,7 @@ pub fn plan(plan: &Plan, shown: &Shown) -> String {
     if plan.applyable {
         let _ = writeln!(text, "\n{} {}", "digest".bold(), plan.digest);
     }
-    if let Some(columns) = shown.columns {
-        text = super::wrap(&text, columns);
-    }
+    text = super::wrapped(text, shown.columns);
     if let Some(next) = shown.next.as_ref().filter(|_| plan.applyable) {
         let _ = writeln!(text, "\nTo carry it out:\n\n    {next}");
     }

@@ -13,7 +13,7 @@ use miette::{
 };
 use schema::report::{Problem, Report, Severity};
 use schema::syntax::Source;
-use schema::text::count;
+use schema::text::{count, is_shown, plain};
 use schema::value::{Location, SourceId};
 
 /// How many problems are shown unless all are asked for.
@@ -96,7 +96,24 @@ impl Located {
 }
 
 fn named(source: &Source) -> NamedSource<Excerpt> {
-    NamedSource::new(&*source.name, Excerpt(source.text.clone()))
+    NamedSource::new(plain(&source.name), Excerpt(visible(&source.text)))
+}
+
+/// The text of a file as it may be shown, each character in its place: whatever controls a terminal or changes the
+/// order of what is on it stands as another of as many bytes, so that spans hold.
+fn visible(text: &Arc<str>) -> Arc<str> {
+    let stays = |c: char| is_shown(c) || matches!(c, '\n' | '\r' | '\t');
+    if text.chars().all(stays) {
+        return text.clone();
+    }
+    let shown = |c: char| match c.len_utf8() {
+        _ if stays(c) => c,
+        1 => '?',
+        2 => '\u{bf}',
+        3 => '\u{fffd}',
+        _ => '\u{1f7e6}',
+    };
+    text.chars().map(shown).collect::<String>().into()
 }
 
 /// The location of a problem.

@@ -8,17 +8,17 @@ use schema::api::{CarrierState, Control, KeyState, NodeStatus, PendingState, Pre
 use schema::kinds::Node;
 use schema::scalars::Name;
 use schema::snapshot::{Owner, ResourceId, Revision, Snapshot};
-use schema::text::{ago, count, moment, plain};
+use schema::text::{ago, count, moment, natural, plain};
 use schema::world::BarredDocument;
 
 use super::keys::closed;
 use super::table::{Entry, Table};
-use super::{facts, section};
+use super::{facts, section, wrapped};
 
 /// The state of the nodes, as a table in lines of `columns`, and what is wrong with nodes and keys.
 pub fn status(document: &StatusDocument, server: &str, now: Timestamp, columns: Option<usize>) -> String {
     let StatusDocument { epoch: _, revision, nodes, keys, egress, relays } = document;
-    let mut text = format!("{server}, revision {revision}: {}\n", counts(nodes));
+    let mut text = wrapped(format!("{server}, revision {revision}: {}\n", counts(nodes)), columns);
     if !nodes.is_empty() {
         text += &format!("\n{}", table(nodes, *revision, now).text(columns));
     }
@@ -27,10 +27,11 @@ pub fn status(document: &StatusDocument, server: &str, now: Timestamp, columns: 
     }
     if !keys.is_empty() {
         text += &format!("\n{}", super::keys::table(keys, now).text(columns));
-        text += &super::keys::reopen(keys);
+        text += &wrapped(super::keys::reopen(keys), columns);
     }
-    text + &section("Hosts that wait to be let in", waiting(nodes, now))
-        + &section("Problems", problems(nodes))
+    let rest =
+        section("Hosts that wait to be let in", waiting(nodes, now)) + &section("Problems", problems(nodes));
+    text + &wrapped(rest, columns)
 }
 
 /// What is not as it should be on hosts.
@@ -48,19 +49,20 @@ pub fn status_of(
     columns: Option<usize>,
 ) -> String {
     let StatusDocument { epoch: _, revision, nodes, keys, egress, relays } = document;
-    let mut text = format!("{id} on {server}, revision {revision}\n");
+    let mut text = wrapped(format!("{id} on {server}, revision {revision}\n"), columns);
     for node in nodes.iter().filter(|node| node.pending.is_none()) {
-        text += &format!("\n{}", facts(node_facts(node, keys, *revision, now)));
+        text += &wrapped(format!("\n{}", facts(node_facts(node, keys, *revision, now))), columns);
     }
     if !egress.is_empty() || !relays.is_empty() {
         text += &format!("\n{}", carriers(egress.iter().chain(relays), nodes).text(columns));
     }
     if !keys.is_empty() {
         text += &format!("\n{}", super::keys::table(keys, now).text(columns));
-        text += &super::keys::reopen(keys);
+        text += &wrapped(super::keys::reopen(keys), columns);
     }
-    text + &section("Hosts that wait to be let in", waiting(nodes, now))
-        + &section("Problems", problems(nodes))
+    let rest =
+        section("Hosts that wait to be let in", waiting(nodes, now)) + &section("Problems", problems(nodes));
+    text + &wrapped(rest, columns)
 }
 
 fn node_facts(
@@ -159,7 +161,7 @@ fn waiting_host(node: &NodeStatus, pending: &PendingState, several: bool, now: T
 
 /// The nodes and the hosts that wait, with what identifies each host, as a table in lines of `columns`.
 pub fn nodes(nodes: &[NodeStatus], server: &str, now: Timestamp, columns: Option<usize>) -> String {
-    let mut text = format!("{server}: {}\n", counts(nodes));
+    let mut text = wrapped(format!("{server}: {}\n", counts(nodes)), columns);
     if nodes.is_empty() {
         return text;
     }
@@ -263,11 +265,10 @@ pub fn bans(barred: &[BarredDocument], server: &str, columns: Option<usize>) -> 
             Entry::of(identity),
         ]);
     }
-    format!(
-        "{server}: {} may not join again\n\n{}\nTo let one join again: nmplan node unban NETWORK/NODE\n",
-        count(barred.len() as u64, "host"),
-        table.text(columns)
-    )
+    let hosts = count(barred.len() as u64, "host");
+    let title = wrapped(format!("{server}: {hosts} may not join again\n"), columns);
+    let table = table.text(columns);
+    format!("{title}\n{table}\nTo let one join again: nmplan node unban NETWORK/NODE\n")
 }
 
 /// What a server has, by network, kind and owner, as a table in lines of `columns`.
@@ -278,11 +279,13 @@ pub fn declared(
     revision: Revision,
     columns: Option<usize>,
 ) -> String {
-    let mut text = format!("{server}, revision {revision}: {}\n", count(snapshot.len() as u64, "resource"));
+    let resources = count(snapshot.len() as u64, "resource");
+    let mut text = wrapped(format!("{server}, revision {revision}: {resources}\n"), columns);
     let mut groups: BTreeMap<_, Vec<_>> = BTreeMap::new();
     for (id, entry) in snapshot.entries().filter(|(id, _)| id.kind.descriptor().within.is_some()) {
         groups.entry((&id.network, id.kind, &entry.owner)).or_default().push(id.name.as_str());
     }
+    groups.values_mut().for_each(|names| names.sort_by(|one, other| natural(one, other)));
     let mut table = Table::new(&["NETWORK", "KIND", "COUNT", "MANAGED BY", "NAMES"]);
     for (network, owner) in snapshot
         .entries()
@@ -312,7 +315,7 @@ pub fn declared(
     if !snapshot.is_empty() {
         text += &format!("\n{}", table.text(columns));
     }
-    text + &section("Access keys that let nobody join", closed(keys))
+    text + &wrapped(section("Access keys that let nobody join", closed(keys)), columns)
 }
 
 fn few(names: &[&str]) -> String {

@@ -7,6 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{Parts, Planned};
 use crate::attribute::Ref;
 use crate::compile::members::{Member, members};
+use crate::compile::policy::{Class, Policy, Standing};
+use crate::compile::ways::Ways;
 use crate::kinds::{Egress, ExternalClient, Node, Relay};
 use crate::report::{Code, Report};
 use crate::rules::selected::Selected;
@@ -69,7 +71,8 @@ fn half_exits(planned: &Planned<'_>, report: &mut Report) {
 /// A gateway or relay with one node.
 struct Single {
     node: Name,
-    /// How many members depend on it: nodes that have joined or are declared, and external clients.
+    /// How many members depend on it: nodes that have joined or are declared, and external clients; in a network
+    /// with rules those alone whom one lets open anything by it, or at whom it lets anybody.
     users: usize,
     /// What they lose without it.
     loss: String,
@@ -87,24 +90,26 @@ impl Users {
     fn of(planned: &Planned<'_>, (declared, inventory): Parts<'_>) -> Self {
         let network = planned.network;
         let mut users = Self::default();
-        let alone = |via: &[Ref<Node>]| match via {
-            [only] => Some(only.name.clone()),
-            _ => None,
-        };
-        let single =
-            declared.all_in::<Egress>(network).filter_map(|(id, it)| Some((id, it, alone(&it.via)?)));
-        let single: Vec<_> = single.collect();
+        let egress = declared.all_in::<Egress>(network);
+        let egress: Vec<_> = egress.filter_map(|(id, it)| Some((id, it, alone(&it.via)?))).collect();
         let relays: Vec<_> = declared.all_in::<Relay>(network).collect();
-        if single.is_empty() && relays.is_empty() {
+        let Some(settings) = declared.network(network).filter(|_| !egress.is_empty() || !relays.is_empty())
+        else {
             return users;
-        }
+        };
         let members = members(network, declared, inventory);
+        let policy = Policy::compile(network, settings, declared);
+        let ways = Ways::compile(network, settings, &policy, declared, inventory);
+        let opening = Opening::of(&members, &policy, &ways);
         let is_client = |name: &Name| declared.named::<ExternalClient>(network, name).is_some();
         let chosen = |of: &BTreeSet<Selector>| Selected::by(of.iter(), network, declared);
-        for (id, egress, node) in single {
+        for (id, egress, node) in egress {
             let side = egress.r#for.as_ref().map(|side| chosen(side));
+            let behind = opening.behind(&id.name, &ways);
             let on = |name: &Name, member: &Member| {
-                *name != node && side.as_ref().is_none_or(|side| holds(side, name, member))
+                *name != node
+                    && side.as_ref().is_none_or(|side| holds(side, name, member))
+                    && opening.at_any(name, &behind)
             };
             let count = members.iter().filter(|(name, it)| it.key.is_none() && on(name, it)).count();
             let ranges: Vec<_> = egress.ranges.iter().map(|range| range.net().to_string()).collect();
@@ -118,13 +123,73 @@ impl Users {
                 users.for_nobody.insert(id.clone());
             }
             let Some(node) = alone(&relay.via) else { continue };
-            let of_files =
-                |(name, it): &&(&Name, &Member)| it.key.is_none() && **name != node && !is_client(name);
+            let of_files = |(name, it): &&(&Name, &Member)| {
+                it.key.is_none() && **name != node && !is_client(name) && opening.takes_part(name)
+            };
             let count = carried.iter().filter(of_files).count();
             let loss = "none of them reaches anybody".to_owned();
             users.single.insert(id.clone(), Single { node, users: count, loss });
         }
         users
+    }
+}
+
+/// The node that is the only one, if it is.
+fn alone(via: &[Ref<Node>]) -> Option<Name> {
+    match via {
+        [only] => Some(only.name.clone()),
+        _ => None,
+    }
+}
+
+/// Who may open anything at whom by the rules of a network: whoever may not loses nothing with a carrier.
+struct Opening<'a> {
+    policy: &'a Policy,
+    /// The class of each member.
+    of: BTreeMap<&'a Name, Class>,
+    /// Which rules the members of a class are on a side of, and whether one of these is about anybody else.
+    classes: BTreeMap<Class, (Standing, bool)>,
+}
+
+impl<'a> Opening<'a> {
+    fn of(members: &'a BTreeMap<Name, Member>, policy: &'a Policy, ways: &Ways) -> Self {
+        let class = |(name, it): (&'a Name, &Member)| (name, policy.class(name, &it.tags, &it.addresses));
+        let of: BTreeMap<_, _> = members.iter().map(class).collect();
+        let mut sizes: BTreeMap<&Class, usize> = BTreeMap::new();
+        for class in of.values().chain(ways.ranges().map(|(_, way)| &way.class)) {
+            *sizes.entry(class).or_default() += 1;
+        }
+        let standings: Vec<_> =
+            sizes.values().zip(sizes.keys().map(|class| policy.standing(class))).collect();
+        let counted: Vec<_> = standings.iter().map(|(size, standing)| (standing, **size)).collect();
+        let active = policy.taking_part(&counted);
+        let classes = sizes.keys().zip(&standings).zip(active);
+        let classes =
+            classes.map(|((class, (_, standing)), active)| ((*class).clone(), (standing.clone(), active)));
+        Self { policy, classes: classes.collect(), of }
+    }
+
+    fn class(&self, name: &Name) -> Option<&(Standing, bool)> {
+        self.of.get(name).and_then(|class| self.classes.get(class))
+    }
+
+    /// Whether a member may open anything at anybody, or anybody at it.
+    fn takes_part(&self, name: &Name) -> bool {
+        self.class(name).is_some_and(|(_, active)| *active)
+    }
+
+    /// What the rules make of the ranges of an egress.
+    fn behind(&self, egress: &Name, ways: &Ways) -> Vec<Standing> {
+        let parts = ways.ranges().filter(|(_, way)| way.egress == *egress);
+        parts.map(|(_, way)| self.policy.standing(&way.class)).collect()
+    }
+
+    /// Whether a member may open anything at any of these, or these at it.
+    fn at_any(&self, name: &Name, others: &[Standing]) -> bool {
+        let share = |(own, _): &(Standing, bool)| {
+            others.iter().any(|other| own.shares_with(other) || other.shares_with(own))
+        };
+        !self.policy.is_restricted() || self.class(name).is_some_and(share)
     }
 }
 

@@ -1,7 +1,8 @@
 //! DNS entries that a plan leaves behind: with an address that a member had, or of a range that the network had.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -28,15 +29,25 @@ pub(super) fn check(planned: &Planned<'_>, report: &mut Report) {
         return;
     }
     let (had, has) = (Holders::of(planned, before), Holders::of(planned, after));
+    let written: BTreeSet<_> = planned.changed::<Dns>().filter(is_written).map(|(id, ..)| id).collect();
     for (id, entry) in entries {
         for (field, address) in addresses(entry) {
-            let problem = moved(id, address, &had, &has).or_else(|| left(id, address, planned));
+            // Whoever writes an address together with who has it means that member, whoever had it before.
+            if written.contains(id) && has.holder(id, address).is_some() {
+                continue;
+            }
+            let problem = moved((id, entry), address, &had, &has).or_else(|| left(id, address, planned));
             if let Some(problem) = problem {
                 let at = source_map.element_or_field(id, &[Step::Field(field)], &address.to_string());
                 report.push(problem.at(at).about(id));
             }
         }
     }
+}
+
+/// Whether a plan makes an entry, or changes its addresses.
+fn is_written((_, was, is): &(&ResourceId, Option<&Arc<Dns>>, &Arc<Dns>)) -> bool {
+    was.is_none_or(|was| !addresses(was).eq(addresses(is)))
 }
 
 fn addresses(entry: &Dns) -> impl Iterator<Item = (&'static str, IpAddr)> {
@@ -80,7 +91,12 @@ impl<'a> Holders<'a> {
 }
 
 /// An address that a member had, and has no longer.
-fn moved(id: &ResourceId, address: IpAddr, had: &Holders<'_>, has: &Holders<'_>) -> Option<Problem> {
+fn moved(
+    (id, entry): (&ResourceId, &Dns),
+    address: IpAddr,
+    had: &Holders<'_>,
+    has: &Holders<'_>,
+) -> Option<Problem> {
     let name = had.holder(id, address)?;
     let now = has.holder(id, address);
     if now == Some(name) {
@@ -95,21 +111,33 @@ fn moved(id: &ResourceId, address: IpAddr, had: &Holders<'_>, has: &Holders<'_>)
             "is no member after the plan".to_owned(),
             "remove the entry, or give it another target".to_owned(),
         ),
-        _ if named => (
-            has.address_like(id, name, address)
-                .map_or_else(|| "loses it".to_owned(), |new| format!("has {new} after the plan")),
-            format!("write node=\"{name}\" instead of the address, so that the entry follows the node"),
+        // An entry of one address may as well be of a node.
+        new if named && (new.is_none() || addresses(entry).nth(1).is_none()) => (
+            new.map_or_else(|| "loses it".to_owned(), |new| format!("has {new} after the plan")),
+            match now.filter(|other| declared.named::<Node>(&id.network, other).is_some()) {
+                Some(other) => format!(
+                    "write node=\"{name}\" instead of the address if that node is meant, or node=\"{other}\" if that is, so that the entry follows it"
+                ),
+                None => {
+                    format!(
+                        "write node=\"{name}\" instead of the address, so that the entry follows the node"
+                    )
+                }
+            },
         ),
-        Some(new) => (format!("has {new} after the plan"), format!("write {new}")),
+        Some(new) => {
+            let whom = now.map(|_| format!(", if {name} is meant")).unwrap_or_default();
+            (format!("has {new} after the plan"), format!("write {new}{whom}"))
+        }
         None => ("loses it".to_owned(), "remove the entry, or give it another target".to_owned()),
     };
     let leads = match now {
         Some(other) => format!("{other}, which has that address then"),
         None => "nobody".to_owned(),
     };
-    let entry = format!("{}.{}", id.name, id.network);
+    let called = format!("{}.{}", id.name, id.network);
     let message = format!(
-        "{address} of {id} was the address of {name}, which {becomes}: {entry} would lead to {leads}"
+        "{address} of {id} was the address of {name}, which {becomes}: {called} would lead to {leads}"
     );
     Some(Problem::new(Code::OldAddress, message).help(help))
 }

@@ -121,6 +121,7 @@ pub(super) fn apply(
     let mut next = World { snapshot: outcome.snapshot, inventory: outcome.inventory, ..world.clone() };
     let allowed = let_through(world, &next, over, server, &allow, &caller.grant)?;
     next.settle_guards(plan.owner(), plan.guard.as_ref(), context.revision());
+    check_guard_change(&plan, &next)?;
     for id in plan.new_keys() {
         let missing = || Error::BadRequest(format!("the verifier of the access key {id} is missing"));
         let verifier = *keys.get(id).ok_or_else(missing)?;
@@ -202,6 +203,19 @@ fn check_guard(plan: &Plan, world: &World, grant: &Grant) -> Result<(), Error> {
     } else {
         Err(Denied::Guard(owner).into())
     }
+}
+
+/// Checks that a plan is right about what becomes of the guard: a project that manages nothing afterwards has none,
+/// so that a plan of one would make a revision in which nothing changes.
+fn check_guard_change(plan: &Plan, next: &World) -> Result<(), Error> {
+    let Some(change) = &plan.guard else { return Ok(()) };
+    let owner = plan.owner();
+    if next.guards.of(&owner).map(|guard| &guard.limits) == change.after.as_ref() {
+        return Ok(());
+    }
+    Err(Error::BadRequest(format!(
+        "the plan does not describe its change of the guard of {owner} correctly: a project that manages nothing has none; plan again"
+    )))
 }
 
 fn moved(context: &mut CommitContext<'_>, id: Subject, revision: Revision) -> Result<Moved, Error> {
