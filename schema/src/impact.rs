@@ -734,11 +734,14 @@ struct MovedTo {
     has_own: bool,
 }
 
+/// What members are judged as and where they are, before and afterwards.
+type Sides = [(ClassId, Place); 2];
+
 /// The members and the ways to them, where any differs.
 struct MovedPaths<'a> {
     paths: [Paths<'a>; 2],
     /// The members that are there before and afterwards, by where they are and what they are judged as.
-    members: BTreeMap<[(ClassId, Place); 2], Names>,
+    members: BTreeMap<Sides, Names>,
 }
 
 /// Where members are before and after; nothing if all packets go as before.
@@ -777,7 +780,7 @@ impl MovedPaths<'_> {
     /// The members that nodes of an audience reach by other nodes than before, of those that they may talk to before
     /// and afterwards, by the nodes passed.
     fn of(&self, (was, from): (&Mesh, &Audience), (is, to): (&Mesh, &Audience)) -> Vec<MovedTo> {
-        let mut moved: BTreeMap<_, Vec<(&[(ClassId, Place); 2], &Names)>> = BTreeMap::new();
+        let mut moved: BTreeMap<_, Vec<(&Sides, &Names)>> = BTreeMap::new();
         let places = [from.place(), to.place()];
         for (sides, names) in &self.members {
             let [(had, place), (has, later)] = sides;

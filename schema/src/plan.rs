@@ -540,11 +540,13 @@ fn causes(reach: &ReachChange, changes: &[Change]) -> Vec<ResourceId> {
     let keys: Vec<&str> = names.iter().filter_map(|name| name.strip_prefix("whoever joins with ")).collect();
     let is_meant = |change: &&Change| {
         let name = change.id.name.as_str();
-        match change.id.kind {
-            Kind::Group | Kind::Node | Kind::ExternalClient => names.iter().any(|it| it == name),
-            Kind::AccessKey => reach.by_key && (keys.contains(&name) || names.iter().any(|it| it == name)),
-            _ => Some(&change.id) == reach.rule.as_ref() && change.id.kind != Kind::Network,
+        let is_rule = Some(&change.id) == reach.rule.as_ref() && change.id.kind != Kind::Network;
+        let has_name = names.iter().any(|it| it == name);
+        if matches!(change.id.kind, Kind::Group | Kind::Node | Kind::ExternalClient) {
+            return has_name || is_rule;
         }
+        let is_key = change.id.kind == Kind::AccessKey && reach.by_key;
+        is_rule || is_key && (keys.contains(&name) || has_name)
     };
     let ids = |changes: &mut dyn Iterator<Item = &Change>| -> Vec<ResourceId> {
         changes.map(|change| change.id.clone()).collect()
@@ -560,21 +562,21 @@ fn causes(reach: &ReachChange, changes: &[Change]) -> Vec<ResourceId> {
 
 /// Whether a change can move who reaches whom, by what it changes.
 fn moves_reach(change: &Change) -> bool {
-    let any_of = |fields: &[&str]| change.fields().iter().any(|it| fields.contains(&it.field.name));
-    match (change.action, change.id.kind) {
-        (Action::Create | Action::Delete, Kind::Dns | Kind::Test) => false,
-        (Action::Create | Action::Delete, _) => true,
-        (Action::Update, kind) => match kind {
-            Kind::Network => any_of(&["ipv4", "ipv6", "hub", "acl"]),
-            Kind::AccessKey => any_of(&["uses", "expires", "tags", "for"]),
-            Kind::Node => any_of(&["ipv4", "ipv6", "tags", "endpoint", "approved"]),
-            Kind::Egress => any_of(&["via", "ranges", "for", "fallback"]),
-            Kind::Ingress => any_of(&["via", "pool"]),
-            Kind::Relay => any_of(&["via", "for"]),
-            Kind::Dns | Kind::Test => false,
-            _ => true,
-        },
+    /// The kinds of which a few fields alone do.
+    const FIELDS: &[(Kind, &[&str])] = &[
+        (Kind::Network, &["ipv4", "ipv6", "hub", "acl"]),
+        (Kind::AccessKey, &["uses", "expires", "tags", "for"]),
+        (Kind::Node, &["ipv4", "ipv6", "tags", "endpoint", "approved"]),
+        (Kind::Egress, &["via", "ranges", "for", "fallback"]),
+        (Kind::Ingress, &["via", "pool"]),
+        (Kind::Relay, &["via", "for"]),
+    ];
+    if matches!(change.id.kind, Kind::Dns | Kind::Test) {
+        return false;
     }
+    let of_kind = FIELDS.iter().find(|(kind, _)| *kind == change.id.kind);
+    let Some((_, fields)) = of_kind.filter(|_| change.action == Action::Update) else { return true };
+    change.fields().iter().any(|it| fields.contains(&it.field.name))
 }
 
 impl Plan {

@@ -351,10 +351,10 @@ mod tests {
             .chain([format!("b/test/{long}")])
         {
             let id: ResourceId = id.parse().expect("an id");
-            let body = match id.kind {
-                Kind::Network => r#"{"ipv4":"10.40.0.0/24"}"#,
-                Kind::Node => "{}",
-                _ => r#"{"reach":[{"from":"z","to":"z"}]}"#,
+            let body = match id.to_string().split('/').nth(1) {
+                None => r#"{"ipv4":"10.40.0.0/24"}"#,
+                Some("node") => "{}",
+                Some(_) => r#"{"reach":[{"from":"z","to":"z"}]}"#,
             };
             let body = serde_json::from_str(body).expect("JSON");
             let entry = crate::decode::decode_body(&id, &body).expect("it is valid");

@@ -20,6 +20,9 @@ use schema::syntax::{Language, print};
 use schema::value::{SourceId, Span};
 use schema::world::World;
 
+/// What the files say that the server does not have yet.
+type Change = fn(&mut World);
+
 fn main() {
     let programs = Programs::find().expect("the release build of the programs");
     println!("| | CPU | wall | memory | limit |\n| --- | --- | --- | --- | --- |");
@@ -29,7 +32,7 @@ fn main() {
             declare(&mut before, &format!("corp/dns/e{place}"), &format!(r#"{{"node":"n{place}"}}"#));
         }
         let objects = before.snapshot.len();
-        let changes: [(&str, fn(&mut World)); 4] = [
+        let changes: [(&str, Change); 4] = [
             ("nothing", |_| {}),
             ("one more rule", |world| rule(world, "more", [&side(3), &side(33)], 7)),
             ("every rule for another port", |world| {

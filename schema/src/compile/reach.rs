@@ -9,7 +9,7 @@
 
 use std::borrow::Cow;
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -325,7 +325,7 @@ struct Judge<'a> {
     parties: &'a BTreeMap<Party, Situation>,
     standings: BTreeMap<&'a Class, policy::Standing>,
     /// What may be opened by the rules between two situations, by where these are in memory: to compare them costs more.
-    known: HashMap<[usize; 2], Arc<Access>>,
+    known: BTreeMap<[usize; 2], Arc<Access>>,
     nothing: Arc<Access>,
     /// The ways while those are there who are, and once all are who are declared.
     paths: Option<[Paths<'a>; 2]>,
@@ -366,7 +366,7 @@ impl<'a> Judge<'a> {
             of,
             parties,
             standings: standings.collect(),
-            known: HashMap::new(),
+            known: BTreeMap::new(),
             nothing: Arc::default(),
             paths,
             passed: BTreeMap::new(),

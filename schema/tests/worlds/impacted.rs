@@ -1,7 +1,7 @@
 //! What a plan should say of a node, found from the Views that it is sent before and afterwards, and who may open what
 //! at whom by the Views of all: one node after the other, apart from the code that finds it for many at once.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -65,13 +65,13 @@ pub struct Sent<'a> {
 
 /// The peers that a node sends to, by address, and by range with the longest prefix first.
 struct Leads {
-    hosts: HashMap<IpAddr, Name>,
+    hosts: BTreeMap<IpAddr, Name>,
     ranges: Vec<(IpNet, Name)>,
 }
 
 impl Leads {
     fn of(view: &View) -> Self {
-        let (mut hosts, mut ranges) = (HashMap::new(), Vec::new());
+        let (mut hosts, mut ranges) = (BTreeMap::new(), Vec::new());
         for tunnel in view.tunnels().into_values() {
             for range in tunnel.allowed_ips {
                 match range.prefix_len() == range.max_prefix_len() {
