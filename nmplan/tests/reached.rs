@@ -1,5 +1,4 @@
 //! What a plan says of who reaches whom where that is easily said wrong: of keys, of causes, of groups.
-#![expect(clippy::unwrap_used, reason = "a test")]
 
 mod workspace;
 
