@@ -204,11 +204,15 @@ pub fn plan(
     server: &ServerInfo,
     now: Timestamp,
 ) -> Result<Plan, Report> {
+    let report = rules::check(&declared.snapshot, &declared.source_map);
+    if report.has_errors() {
+        return Err(report);
+    }
     plan_with_outcome(declared, owner, only, world, server, now).map(|(plan, _)| plan)
 }
 
-/// The same, with the world after the plan: as [`Plan::apply`] returns it, but for revisions, without another look at
-/// the rules.
+/// The same for declarations that keep the rules by themselves, with the world after the plan: as [`Plan::apply`] returns
+/// it, but for revisions.
 pub fn plan_with_outcome(
     declared: &Declared,
     owner: &Owner,
@@ -218,7 +222,10 @@ pub fn plan_with_outcome(
     now: Timestamp,
 ) -> Result<(Plan, Outcome), Report> {
     let desired = desired(declared, owner, only, &world.snapshot)?;
-    let inventory = check_and_reconcile(&desired, &world.inventory, &declared.source_map, server, now)?;
+    // What files declare alone keeps the rules, or nobody would plan it; with what others have it may not.
+    let alone = only.is_none() && world.snapshot.entries().all(|(_, entry)| entry.owner.as_ref() == Some(owner));
+    let report = if alone { Report::default() } else { rules::check(&desired, &declared.source_map) };
+    let inventory = reconcile_checked(report, &desired, &world.inventory, &declared.source_map, server, now)?;
     let changes = diff(&world.snapshot, &desired);
     let over = over(&changes, &desired, &declared.source_map, now);
     if over.has_errors() {
@@ -315,7 +322,19 @@ pub fn check_and_reconcile(
     server: &ServerInfo,
     now: Timestamp,
 ) -> Result<Inventory, Report> {
-    let mut report = rules::check(declared, source_map);
+    let report = rules::check(declared, source_map);
+    reconcile_checked(report, declared, inventory, source_map, server, now)
+}
+
+/// The same where [`rules::check`] has found this.
+fn reconcile_checked(
+    mut report: Report,
+    declared: &Snapshot,
+    inventory: &Inventory,
+    source_map: &SourceMap,
+    server: &ServerInfo,
+    now: Timestamp,
+) -> Result<Inventory, Report> {
     report.append(rules::server::check(declared, source_map, server));
     report.append(joined_as_nodes(declared, inventory, source_map));
     if report.has_errors() {

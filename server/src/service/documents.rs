@@ -15,7 +15,7 @@ use schema::world::{ServerInfo, WorldDocument};
 use serde::Serialize;
 use tokio::sync::{OnceCell, Semaphore};
 
-use crate::core::authorize::{Grant, ProjectScope};
+use crate::core::authorize::Grant;
 use crate::error::Error;
 use crate::readers::off_thread;
 use crate::state::State;
@@ -38,8 +38,6 @@ struct World {
     at: (u64, Revision),
     /// The networks; absent: all.
     networks: Option<BTreeSet<NetworkName>>,
-    /// The projects, whose guards are shown; absent: all.
-    projects: Option<BTreeSet<ProjectScope>>,
     /// Where the server is reached, which changes without a revision.
     addresses: Vec<IpAddr>,
     bytes: Arc<OnceCell<Bytes>>,
@@ -77,14 +75,12 @@ impl Documents {
     fn cell(
         &self,
         at: (u64, Revision),
-        Grant { role: _, networks, projects }: &Grant,
+        Grant { role: _, networks, projects: _ }: &Grant,
         addresses: &[IpAddr],
     ) -> Arc<OnceCell<Bytes>> {
         let mut worlds = self.worlds.lock().unwrap_or_else(PoisonError::into_inner);
         let same = |world: &&World| {
-            world.at == at
-                && (&world.networks, &world.projects) == (networks, projects)
-                && world.addresses == addresses
+            world.at == at && world.networks == *networks && world.addresses == addresses
         };
         if let Some(known) = worlds.iter().find(same) {
             return Arc::clone(&known.bytes);
@@ -96,9 +92,9 @@ impl Documents {
             if worlds.len() >= KEPT {
                 worlds.remove(0);
             }
-            let (networks, projects) = (networks.clone(), projects.clone());
+            let networks = networks.clone();
             let addresses = addresses.to_vec();
-            worlds.push(World { at, networks, projects, addresses, bytes: Arc::clone(&bytes) });
+            worlds.push(World { at, networks, addresses, bytes: Arc::clone(&bytes) });
         }
         bytes
     }
@@ -121,7 +117,6 @@ fn world(state: &State, grant: &Grant, server: ServerInfo) -> WorldDocument {
         let seen: BTreeSet<_> = document.resources.iter().filter_map(|it| it.owner.as_ref()).collect();
         document.guards.retain(|guard| seen.contains(&guard.owner));
     }
-    document.guards.retain(|guard| grant.holds_for(&guard.owner).is_ok());
     document
 }
 
