@@ -223,7 +223,8 @@ pub fn plan_with_outcome(
 ) -> Result<(Plan, Outcome), Report> {
     let desired = desired(declared, owner, only, &world.snapshot)?;
     // What files declare alone keeps the rules, or nobody would plan it; with what others have it may not.
-    let alone = only.is_none() && world.snapshot.entries().all(|(_, entry)| entry.owner.as_ref() == Some(owner));
+    let alone =
+        only.is_none() && world.snapshot.entries().all(|(_, entry)| entry.owner.as_ref() == Some(owner));
     let report = if alone { Report::default() } else { rules::check(&desired, &declared.source_map) };
     let inventory = reconcile_checked(report, &desired, &world.inventory, &declared.source_map, server, now)?;
     let changes = diff(&world.snapshot, &desired);

@@ -79,9 +79,8 @@ impl Documents {
         addresses: &[IpAddr],
     ) -> Arc<OnceCell<Bytes>> {
         let mut worlds = self.worlds.lock().unwrap_or_else(PoisonError::into_inner);
-        let same = |world: &&World| {
-            world.at == at && world.networks == *networks && world.addresses == addresses
-        };
+        let same =
+            |world: &&World| world.at == at && world.networks == *networks && world.addresses == addresses;
         if let Some(known) = worlds.iter().find(same) {
             return Arc::clone(&known.bytes);
         }
